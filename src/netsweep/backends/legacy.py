@@ -1,0 +1,361 @@
+"""x_tables (``iptables-legacy``) through python-iptables' low-level table API.
+
+``iptc.ip4tc.iptc`` maps libiptc call by call. Its ``Table`` class is left out: it caches tables for
+the whole process and commits when it is garbage-collected. A table comes as one snapshot; rules are
+deleted from it by number; one commit replaces the table in the kernel. The kernel notices only a
+changed *count* of rules in between, so the xtables lock is held from before the snapshot until after
+the commit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import importlib.machinery
+import importlib.util
+import os
+import struct
+import sys
+import threading
+import types
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from netsweep.backends import Scan, Transaction
+from netsweep.errors import ContentionError, NetsweepError, NoBackendError, NotPermittedError
+from netsweep.rules import Interface, Rule
+
+if TYPE_CHECKING:
+    from netsweep.locks import LockTimes
+
+TABLE_NAMES = "/proc/thread-self/net/ip_tables_names"
+"""The tables that exist in this network namespace, for root's eyes only (net/netfilter/x_tables.c)."""
+
+ENTRY = struct.Struct("=4s4s4s4s16s16s16s16sHBB4xHH")
+"""``struct ipt_entry`` up to ``next_offset`` (linux/netfilter_ipv4/ip_tables.h): source, destination,
+their masks, in- and out-interface, their masks, protocol, flags, inverted flags, offset of the target,
+offset of the next entry (which is this one's size)."""
+
+ENTRY_SIZE = 112
+"""Bytes of ``struct ipt_entry``, counters included; the matches follow, then the target."""
+
+_SIZES = struct.Struct("=HH")
+_SIZES_OFFSET = 88
+
+_EXTENSION = struct.Struct("=H29sB")
+"""``struct xt_entry_match`` and ``xt_entry_target``: size with data, name, revision."""
+
+_EXTENSION_SIZE = 32
+_COMMENT_SIZE = 256
+"""XT_MAX_COMMENT_LEN (linux/netfilter/xt_comment.h)."""
+
+_INVERT_IN, _INVERT_OUT, _INVERT_SOURCE, _INVERT_DESTINATION = 0x01, 0x02, 0x08, 0x10
+"""IPT_INV_VIA_IN, IPT_INV_VIA_OUT, IPT_INV_SRCIP, IPT_INV_DSTIP."""
+
+_VERDICTS = {-1: "DROP", -2: "ACCEPT", -4: "QUEUE", -5: "RETURN"}
+"""A standard target's verdict is ``-NF_VERDICT - 1``; RETURN is XT_RETURN (x_tables.h)."""
+
+_SONAMES = {
+    "ip4tc": ("libip4tc.so.2", "libip4tc.so.0"),
+    "ip6tc": ("libip6tc.so.2", "libip6tc.so.0"),
+    "xtables": ("libxtables.so.12", "libxtables.so.11", "libxtables.so.10"),
+}
+"""What iptables 1.6 (2016) and later install, newest first."""
+
+
+class MalformedEntryError(NetsweepError):
+    """An entry's offsets or sizes contradict each other."""
+
+
+def existing_tables() -> list[str]:
+    """The x_tables tables that exist here; none where the kernel's support is not even loaded.
+
+    Reading them through libiptc would create those that do not exist. Raises
+    :class:`NotPermittedError` where the list may not be read.
+    """
+    try:
+        with open(TABLE_NAMES, encoding="ascii") as names:
+            return names.read().split()
+    except FileNotFoundError:
+        return []
+    except PermissionError as error:
+        raise NotPermittedError(
+            "cannot read /proc/net/ip_tables_names: run as root, add CAP_DAC_READ_SEARCH, "
+            "or leave x_tables out with --backend nft"
+        ) from error
+
+
+class LegacyBackend:
+    """The x_tables rules of this network namespace.
+
+    ``hints``: rules that hold none of these byte strings are counted, not read. ``keep_raw``: fill
+    :attr:`Rule.raw`.
+    """
+
+    name = "legacy"
+    family = "ipv4"
+    batch: int | None = None
+
+    def __init__(self, hints: Sequence[bytes], *, keep_raw: bool = False) -> None:
+        self._hints = tuple(hints)
+        self._keep_raw = keep_raw
+
+    def tables(self) -> Collection[str]:
+        return existing_tables()
+
+    def scan(self, table: str, chains: Sequence[str], limit: int | None = None) -> Scan:
+        with _open(table) as handle:
+            return self._read(handle, table, chains)
+
+    def writing(self, times: LockTimes, timeout: float) -> AbstractContextManager[None]:
+        from netsweep import locks  # only a sweep needs it, and filelock takes long to import
+
+        return locks.held(times, timeout, mode=0o600, what="xtables lock", option="--wait")
+
+    @contextmanager
+    def transaction(self, scan: Scan) -> Iterator[Transaction]:
+        with _open(scan.table) as handle:
+            yield _Transaction(handle, self._read(handle, scan.table, scan.chains))
+
+    def close(self) -> None:
+        pass
+
+    def _read(self, handle: int, table: str, chains: Sequence[str]) -> Scan:
+        scan = Scan(table, chains)
+        hints, string_at, unpack_sizes = self._hints, ctypes.string_at, _SIZES.unpack_from
+        lib = _libiptc()
+        for chain in chains:
+            name = chain.encode()
+            if not lib.is_chain(name, handle):
+                scan.missing.append(chain)
+                continue
+            position = 0
+            entry = lib.first_rule(name, handle)
+            while entry:
+                position += 1
+                head = string_at(entry, ENTRY_SIZE)
+                raw = string_at(entry, max(unpack_sizes(head, _SIZES_OFFSET)[1], ENTRY_SIZE))
+                if any(hint in raw for hint in hints):
+                    target = lib.get_target(entry, handle)
+                    rule = parse_entry(raw, table, chain, position, target, keep_raw=self._keep_raw)
+                    scan.rules.append(rule)
+                entry = lib.next_rule(entry, handle)
+            scan.scanned += position
+        return scan
+
+
+class _Transaction:
+    def __init__(self, handle: int, scan: Scan) -> None:
+        self._handle = handle
+        self.scan = scan
+
+    def delete(self, rules: Sequence[Rule]) -> None:
+        lib, handle = _libiptc(), self._handle
+        names = {chain: chain.encode() for chain in self.scan.chains}
+        # From the back, so that no deletion moves a rule that is still to be deleted.
+        for rule in reversed(rules):
+            if not lib.delete_num_entry(names[rule.chain], rule.position - 1, handle):
+                raise _failure(f"deleting rule {rule.position} of {rule.table}/{rule.chain}")
+        if not lib.commit(handle):
+            raise _failure(f"committing table {self.scan.table}")
+
+
+def parse_entry(
+    raw: bytes, table: str, chain: str, position: int, target: bytes | None = None, *, keep_raw: bool = False
+) -> Rule:
+    """Read one ``struct ipt_entry`` with its matches and target.
+
+    ``target`` is what libiptc calls the entry's target, for jumps, whose verdict is an offset. Only
+    the ``comment`` match is looked into. Raises :class:`MalformedEntryError` where sizes or offsets
+    lead outside of ``raw``.
+    """
+    if len(raw) < ENTRY_SIZE:
+        raise MalformedEntryError(f"a rule of {table}/{chain} is cut off")
+    (source, destination, source_mask, destination_mask, in_name, out_name, in_mask, out_mask, *rest) = (
+        ENTRY.unpack_from(raw)
+    )
+    inverted, target_offset, size = rest[2:]
+    if not ENTRY_SIZE <= target_offset <= size - _EXTENSION_SIZE or size > len(raw):
+        raise MalformedEntryError(f"rule {position} of {table}/{chain} has wrong offsets")
+    comment = None
+    offset = ENTRY_SIZE
+    while offset < target_offset:
+        if target_offset - offset < _EXTENSION_SIZE:
+            raise MalformedEntryError(f"rule {position} of {table}/{chain} has a match that is cut off")
+        match_size, name, _ = _EXTENSION.unpack_from(raw, offset)
+        if not _EXTENSION_SIZE <= match_size <= target_offset - offset:
+            raise MalformedEntryError(f"rule {position} of {table}/{chain} has a match of a wrong size")
+        if name.startswith(b"comment\0"):
+            text = raw[offset + _EXTENSION_SIZE : offset + min(match_size, _EXTENSION_SIZE + _COMMENT_SIZE)]
+            comment = _text(text) if comment is None else f"{comment} {_text(text)}"
+        offset += match_size
+    return Rule(
+        "legacy",
+        table,
+        chain,
+        position,
+        in_interface=_interface(in_name, in_mask, bool(inverted & _INVERT_IN)),
+        out_interface=_interface(out_name, out_mask, bool(inverted & _INVERT_OUT)),
+        source=_network(source, source_mask, bool(inverted & _INVERT_SOURCE)),
+        destination=_network(destination, destination_mask, bool(inverted & _INVERT_DESTINATION)),
+        target=_target(raw, target_offset, size, target),
+        comment=comment,
+        raw=raw[:size] if keep_raw else None,
+    )
+
+
+def _text(field: bytes) -> str:
+    return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+
+def _interface(name: bytes, mask: bytes, negated: bool) -> Interface | None:
+    if name[0] == 0 and mask[0] == 0:
+        return None
+    text = name.split(b"\0", 1)[0]
+    covered = len(mask) - len(mask.lstrip(b"\xff"))
+    # iptables covers the name's closing NUL too, except where it may go on (xtables_parse_interface).
+    wildcard = covered <= len(text)
+    if wildcard:
+        text = text[:covered]
+    return Interface(text.decode("utf-8", "surrogateescape"), wildcard, negated)
+
+
+def _network(address: bytes, mask: bytes, negated: bool) -> str | None:
+    if mask == b"\0\0\0\0":
+        return None
+    bits = int.from_bytes(mask, "big")
+    length = bits.bit_count()
+    contiguous = bits == 0xFFFFFFFF << (32 - length) & 0xFFFFFFFF
+    suffix = str(length) if contiguous else ".".join(map(str, mask))
+    return f"{'!' if negated else ''}{'.'.join(map(str, address))}/{suffix}"
+
+
+def _target(raw: bytes, offset: int, size: int, name: bytes | None) -> str | None:
+    if name is None:
+        _, own, _ = _EXTENSION.unpack_from(raw, offset)
+        name = own.split(b"\0", 1)[0]
+        if not name and size - offset >= _EXTENSION_SIZE + 4:
+            return _VERDICTS.get(struct.unpack_from("=i", raw, offset + _EXTENSION_SIZE)[0])
+    return name.decode("utf-8", "surrogateescape") or None
+
+
+@contextmanager
+def _open(table: str) -> Iterator[int]:
+    lib = _libiptc()
+    handle = lib.init(table.encode())
+    if not handle:
+        raise _failure(f"reading table {table}")
+    try:
+        yield handle
+    finally:
+        lib.free(handle)
+
+
+def _failure(doing: str) -> Exception:
+    code = ctypes.get_errno()
+    if code == errno.EAGAIN:
+        return ContentionError(f"{doing}: the table changed meanwhile")
+    if code in (errno.EPERM, errno.EACCES):
+        return NotPermittedError(f"{doing}: not permitted; CAP_NET_ADMIN and CAP_NET_RAW are needed")
+    said = _libiptc().strerror(code)
+    return NetsweepError(f"{doing}: {said.decode('ascii', 'replace') if said else os.strerror(code)}")
+
+
+class _Library:
+    """libiptc's calls with handles and entries as plain addresses.
+
+    python-iptables binds the same functions without argument types and with results that have to be
+    unwrapped: 7 us for each rule instead of one.
+    """
+
+    def __init__(self, iptc: Any) -> None:
+        text, handle, entry, number = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint
+
+        def bind(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
+            address = ctypes.cast(getattr(iptc, f"iptc_{name}"), ctypes.c_void_p).value or 0
+            return ctypes.CFUNCTYPE(result, *arguments, use_errno=True)(address)
+
+        self.init = bind("init", handle, text)
+        self.free = bind("free", None, handle)
+        self.commit = bind("commit", ctypes.c_int, handle)
+        self.is_chain = bind("is_chain", ctypes.c_int, text, handle)
+        self.first_rule = bind("first_rule", entry, text, handle)
+        self.next_rule = bind("next_rule", entry, entry, handle)
+        self.get_target = bind("get_target", text, entry, handle)
+        self.delete_num_entry = bind("delete_num_entry", ctypes.c_int, text, number, handle)
+        self.strerror = bind("strerror", text, ctypes.c_int)
+
+
+_loaded: _Library | None = None
+_loading = threading.Lock()
+
+
+def _libiptc() -> _Library:
+    global _loaded
+    with _loading:
+        if _loaded is None:
+            _loaded = _Library(_import_iptc())
+        return _loaded
+
+
+def _import_iptc() -> Any:
+    """Import python-iptables without letting it look for its libraries.
+
+    Left alone, it runs gcc from PATH and ldconfig, opens whatever the current folder holds under the
+    name of a library, and calls modprobe, all as root and in 250 ms. All of that is in ``iptc.util``
+    and behind one environment variable, so it gets a ``util`` that knows where the libraries are.
+    """
+    for name in ("ip4tc", "xtables"):
+        if _find_library(name)[0] is None:
+            raise NoBackendError(
+                f"there are x_tables rules, but {_SONAMES[name][0]} is missing: install iptables "
+                "(Debian: apt-get install iptables), or leave them out with --backend nft"
+            )
+    if "iptc" not in sys.modules:
+        util = types.ModuleType("iptc.util")
+        util.__dict__.update(find_library=_find_library, find_libc=_find_libc, load_kernel=_load_no_module)
+        sys.modules["iptc.util"] = util
+    # Where this is set, ldconfig is not asked. It names the folder of match extensions, of which none
+    # is ever loaded here.
+    extensions = os.environ.get("XTABLES_LIBDIR")
+    os.environ["XTABLES_LIBDIR"] = extensions or "/usr/lib/xtables"
+    try:
+        return importlib.import_module("iptc.ip4tc").iptc
+    except Exception as error:  # python-iptables raises AttributeError and others of its own
+        raise NoBackendError(
+            f"python-iptables cannot be loaded ({type(error).__name__}: {error}): "
+            "reinstall it, or leave x_tables out with --backend nft"
+        ) from error
+    finally:
+        if extensions is None:
+            del os.environ["XTABLES_LIBDIR"]
+
+
+def _find_library(*names: str) -> tuple[ctypes.CDLL | None, int | None]:
+    """The library of one of ``names`` and the major version in its name, or ``(None, None)``.
+
+    Looks where the dynamic linker does, and for python-iptables' own helper beside it.
+    """
+    for name in names:
+        for soname in _SONAMES.get(name, ()):
+            try:
+                return ctypes.CDLL(soname, mode=ctypes.RTLD_GLOBAL), int(soname.rpartition(".")[2])
+            except (OSError, ValueError):
+                continue
+    if "xtwrapper" in names and (package := importlib.util.find_spec("iptc")) and package.origin:
+        folder = os.path.dirname(os.path.dirname(package.origin))
+        for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+            path = os.path.join(folder, f"libxtwrapper{suffix}")
+            if os.path.exists(path):
+                return ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL), 0
+    return None, None
+
+
+def _find_libc() -> ctypes.CDLL:
+    # The process has it open already.
+    return ctypes.CDLL(None, mode=ctypes.RTLD_GLOBAL)
+
+
+def _load_no_module(name: str, exc_if_failed: bool = False) -> None:
+    """Stand in for python-iptables' modprobe: a table that exists has its module loaded."""

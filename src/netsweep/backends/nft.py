@@ -1,0 +1,523 @@
+"""nf_tables (``iptables-nft`` and ``nft``) through pyroute2's nf_tables netlink.
+
+Rules are deleted by handle, many in one transaction. A handle names one rule of its table for as
+long as the table lives, and a rule never changes: what was read without a lock can be deleted
+later. Where the table itself was replaced in between, its own handle tells.
+
+No generation ID ties a transaction to the state that was read: on a busy host that changes every few
+milliseconds, and the sweep would starve. A rule that has gone meanwhile undoes its transaction
+(ENOENT), which is then made anew from what is there.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import socket
+import struct
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_ERROR
+from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES
+from pyroute2.netlink.nfnetlink.nftsocket import (
+    NFT_MSG_DELRULE,
+    NFT_MSG_GETCHAIN,
+    NFT_MSG_GETRULE,
+    NFT_MSG_GETTABLE,
+    NFTSocket,
+    nft_chain_msg,
+    nft_rule_msg,
+    nft_table_msg,
+)
+
+from netsweep import netlink
+from netsweep.backends import Scan, Transaction
+from netsweep.errors import ContentionError, NoBackendError
+from netsweep.rules import Interface, Rule
+
+if TYPE_CHECKING:
+    from netsweep.locks import LockTimes
+
+NFPROTO_IPV4 = 2
+_MESSAGE = netlink.HEADER.size + 4
+"""Bytes before the attributes: ``struct nlmsghdr`` and ``struct nfgenmsg``."""
+
+_BATCH_BEGIN, _BATCH_END = 0x10, 0x11
+"""NFNL_MSG_BATCH_BEGIN and _END (linux/netfilter/nfnetlink.h)."""
+
+# Attribute numbers and keys of linux/netfilter/nf_tables.h and nf_tables_compat.h.
+_TABLE_NAME, _TABLE_HANDLE = 1, 4
+_RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 3, 4, 7
+_META_DREG, _META_KEY, _META_SREG = 1, 2, 3
+_META_IIFNAME, _META_OIFNAME = 6, 7
+_META_LAST_KNOWN = 35
+_INTERFACE_KEYS = frozenset({4, 5, 17, 18, 21, 22, 26, 27, 33, 34})
+"""iif, oif, bri_iifname, bri_oifname, iifgroup, oifgroup, iifkind, oifkind, sdif, sdifname: they speak
+of interfaces in a way that no bridge's name can be read from."""
+
+_INSIST = 100
+"""How often to read the list of tables again: one short answer, so a change rarely falls into it."""
+
+_REG_VERDICT = 0
+_CMP_EQ, _CMP_NEQ = 0, 1
+_VERDICTS = {0: "DROP", 1: "ACCEPT", -5: "RETURN"}
+_JUMP, _GOTO = -3, -4
+_NATIVE_TARGETS = {
+    b"masq": "MASQUERADE",
+    b"redir": "REDIRECT",
+    b"reject": "REJECT",
+    b"log": "LOG",
+    b"nat": "NAT",
+    b"queue": "QUEUE",
+    b"tproxy": "TPROXY",
+    b"notrack": "NOTRACK",
+}
+_OBJREF_SET_SREG = 3
+_UDATA_COMMENT = 0
+"""NFTNL_UDATA_RULE_COMMENT (libnftnl/udata.h)."""
+
+_DESTINATIONS = {
+    b"payload": 1,
+    b"ct": 1,
+    b"rt": 1,
+    b"fib": 1,
+    b"numgen": 1,
+    b"osf": 1,
+    b"xfrm": 1,
+    b"exthdr": 1,
+    b"socket": 2,
+    b"tunnel": 2,
+}
+"""Expressions that fill a register, with the attribute that says which."""
+
+_WITHOUT_REGISTERS = frozenset(
+    {b"counter", b"match", b"target", b"limit", b"quota", b"connlimit", b"last", b"synproxy", *_NATIVE_TARGETS}
+)
+
+
+class _Op(NamedTuple):
+    """What an expression does, as far as it concerns us."""
+
+    kind: str
+    register: int = -1
+    value: Any = None
+
+
+class NftBackend:
+    """The ``ip`` tables of nf_tables in this network namespace.
+
+    ``hints``: rules that hold none of these byte strings are counted, not read. ``keep_raw``: fill
+    :attr:`Rule.raw`.
+    """
+
+    name = "nft"
+    family = "ipv4"
+    # The kernel finds each rule by walking its chain past those deleted before it in the same
+    # transaction: time grows with the square of a batch, and is linear in the number of batches.
+    batch: int | None = 1000
+
+    def __init__(self, hints: Sequence[bytes], *, keep_raw: bool = False) -> None:
+        self._hints = tuple(hints)
+        self._keep_raw = keep_raw
+        self._socket: NFTSocket | None = None
+
+    def tables(self) -> Collection[str]:
+        if not kernel_has_nf_tables():
+            return []
+        return list(self._table_handles())
+
+    def scan(self, table: str, chains: Sequence[str], limit: int | None = None) -> Scan:
+        scan = Scan(table, chains, token=self._table_handles().get(table))
+        for chain in chains:
+            before = scan.scanned
+            self._read(scan, chain, limit)
+            if scan.scanned == before and not self._exists(table, chain):
+                scan.missing.append(chain)
+        return scan
+
+    def writing(self, times: LockTimes, timeout: float) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    @contextmanager
+    def transaction(self, scan: Scan) -> Iterator[Transaction]:
+        yield _Transaction(self, scan)
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _read(self, scan: Scan, chain: str, limit: int | None) -> None:
+        where = f"{scan.table}/{chain}"
+        request = _request(
+            nft_rule_msg,
+            NFT_MSG_GETRULE,
+            NLM_F_REQUEST | NLM_F_DUMP,
+            [("NFTA_RULE_TABLE", scan.table), ("NFTA_RULE_CHAIN", chain)],
+        )
+        hints, keep_raw = self._hints, self._keep_raw
+        position = 0
+        seen: set[int | None] = set()
+        answer = netlink.dump(self._open(), request, f"reading {where}")
+        try:
+            for buffer, offset, end in answer:
+                position += 1
+                message = buffer[offset:end]
+                if any(hint in message for hint in hints):
+                    rule = parse_rule(message, scan.table, chain, position, keep_raw=keep_raw)
+                    # A dump that is interrupted may show a rule twice.
+                    if rule.handle not in seen:
+                        seen.add(rule.handle)
+                        scan.rules.append(rule)
+                if position == limit:
+                    scan.complete = False
+                    # The rest of the answer would be read as that of the next question.
+                    self.close()
+                    break
+        except netlink.InterruptedDumpError:
+            # What was read was there, and handles stay true: good enough to delete, not to conclude.
+            scan.complete = False
+        scan.scanned += position
+
+    def _exists(self, table: str, chain: str) -> bool:
+        request = _request(
+            nft_chain_msg, NFT_MSG_GETCHAIN, NLM_F_REQUEST, [("NFTA_CHAIN_TABLE", table), ("NFTA_CHAIN_NAME", chain)]
+        )
+        sock = self._open()
+        sock.send(request)
+        answer = sock.recv(netlink.RECEIVE_SIZE)
+        return not any(
+            kind == NLMSG_ERROR and netlink.error_code(answer, offset, end)
+            for offset, end, kind, _ in netlink.messages(answer)
+        )
+
+    def _table_handles(self) -> dict[str, bytes]:
+        request = _request(nft_table_msg, NFT_MSG_GETTABLE, NLM_F_REQUEST | NLM_F_DUMP, [])
+        for _ in range(_INSIST):
+            handles = {}
+            try:
+                for buffer, offset, end in netlink.dump(self._open(), request, "reading nf_tables"):
+                    found = {
+                        kind: buffer[start:stop]
+                        for kind, start, stop in netlink.attributes(buffer, offset + _MESSAGE, end)
+                    }
+                    handles[_text(found.get(_TABLE_NAME, b""))] = found.get(_TABLE_HANDLE, b"")
+            except netlink.InterruptedDumpError:
+                continue
+            return handles
+        raise ContentionError("reading nf_tables: changed while being read")
+
+    def _open(self) -> NFTSocket:
+        if self._socket is None:
+            try:
+                self._socket = NFTSocket(nfgen_family=NFPROTO_IPV4)
+            except OSError as error:
+                if error.errno in (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT):
+                    raise NoBackendError("this kernel has no nf_tables: leave it out with --backend legacy") from error
+                raise netlink.refused(error.errno or errno.EIO, "opening nf_tables") from error
+        return self._socket
+
+    def delete(self, scan: Scan, rules: Sequence[Rule]) -> None:
+        """Delete ``rules`` in one transaction; see :class:`netsweep.backends.Transaction`."""
+        if self._table_handles().get(scan.table) != scan.token:
+            raise ContentionError(f"table {scan.table} was replaced")
+        send_batch(self._open(), _delete_messages(rules), f"deleting rules of {scan.table}")
+
+
+class _Transaction:
+    def __init__(self, backend: NftBackend, scan: Scan) -> None:
+        self._backend = backend
+        self.scan = scan
+
+    def delete(self, rules: Sequence[Rule]) -> None:
+        self._backend.delete(self.scan, rules)
+
+
+def _request(message_class: Any, kind: int, flags: int, attributes: list[tuple[str, Any]]) -> bytes:
+    message = message_class()
+    message["nfgen_family"] = NFPROTO_IPV4
+    message["header"]["type"] = NFNL_SUBSYS_NFTABLES << 8 | kind
+    message["header"]["flags"] = flags
+    message["attrs"] = attributes
+    message.encode()
+    return bytes(message.data)
+
+
+def _delete_messages(rules: Iterable[Rule]) -> list[bytes]:
+    """The messages that delete ``rules``: pyroute2 encodes one for each chain, the handle is put in."""
+    templates: dict[tuple[str, str], bytes] = {}
+    messages = []
+    for rule in rules:
+        key = (rule.table, rule.chain)
+        if key not in templates:
+            attributes = [("NFTA_RULE_TABLE", rule.table), ("NFTA_RULE_CHAIN", rule.chain), ("NFTA_RULE_HANDLE", 0)]
+            templates[key] = _request(nft_rule_msg, NFT_MSG_DELRULE, NLM_F_REQUEST, attributes)[:-8]
+        messages.append(templates[key] + struct.pack(">Q", rule.handle))
+    return messages
+
+
+def send_batch(sock: netlink.Socket, messages: Sequence[bytes], doing: str) -> None:
+    """Send ``messages`` as one transaction and raise what the kernel says of any of them.
+
+    The kernel does all the work within the send, so every answer is there when it returns. It
+    answers each message that failed; of those that worked only the last is asked to answer, as a
+    receipt that the whole was read (before Linux 6.10 the end of a batch gives none).
+    """
+    flags = struct.Struct("=HHI")
+    batch = bytearray(_batch_edge(_BATCH_BEGIN, 0))
+    for number, message in enumerate(messages, 1):
+        start = len(batch)
+        batch += message
+        kind, asked, _ = flags.unpack_from(message, 4)
+        last = number == len(messages)
+        flags.pack_into(batch, start + 4, kind, asked | NLM_F_ACK if last else asked, number)
+    batch += _batch_edge(_BATCH_END, len(messages) + 1)
+    confirmed = False
+    failures: list[int] = []
+    try:
+        sock.send(bytes(batch))
+        while True:
+            answer = sock.recv(netlink.RECEIVE_SIZE, socket.MSG_DONTWAIT)
+            for offset, end, kind, _ in netlink.messages(answer):
+                if kind == NLMSG_ERROR:
+                    code = netlink.error_code(answer, offset, end)
+                    failures += [code] if code else []
+                    confirmed = confirmed or netlink.HEADER.unpack_from(answer, offset)[3] == len(messages)
+    except BlockingIOError:
+        pass
+    except OSError as error:
+        raise netlink.refused(error.errno or errno.EIO, doing) from error
+    if failures:
+        # One that is final says more than any number of rules that have gone.
+        final = [code for code in failures if code not in netlink.TRANSIENT]
+        raise netlink.refused((final or failures)[0], doing)
+    if not confirmed:
+        raise ContentionError(f"{doing}: the kernel gave no receipt")
+
+
+def _batch_edge(kind: int, number: int) -> bytes:
+    # struct nfgenmsg: family unspecified, version 0, and the subsystem in network byte order.
+    return netlink.HEADER.pack(20, kind, NLM_F_REQUEST, number, 0) + struct.pack(">BBH", 0, 0, NFNL_SUBSYS_NFTABLES)
+
+
+def parse_rule(message: bytes, table: str, chain: str, position: int, *, keep_raw: bool = False) -> Rule:
+    """Read one NFT_MSG_NEWRULE message, header included.
+
+    An interface match is a ``meta`` load of a name and the ``cmp`` right behind it. Whatever else is
+    done to a loaded name (sets, maps, bit operations) makes the rule opaque: its interfaces cannot
+    be told. Raises :class:`netsweep.netlink.MalformedError`.
+    """
+    found = {kind: (start, stop) for kind, start, stop in netlink.attributes(message, _MESSAGE, len(message))}
+    try:
+        handle = int.from_bytes(message[slice(*found[_RULE_HANDLE])], "big")
+    except KeyError:
+        raise netlink.MalformedError(f"rule {position} of {table}/{chain} has no handle") from None
+    expressions = found.get(_RULE_EXPRESSIONS, (0, 0))
+    userdata = message[slice(*found.get(_RULE_USERDATA, (0, 0)))]
+    reading = _Reading()
+    for _, start, stop in netlink.attributes(message, *expressions):
+        reading.take(parse_expression(message[start:stop]))
+    comments = [*reading.comments, *_userdata_comments(userdata)]
+    return Rule(
+        "nft",
+        table,
+        chain,
+        position,
+        handle,
+        in_interface=reading.interfaces.get(_META_IIFNAME),
+        out_interface=reading.interfaces.get(_META_OIFNAME),
+        source=reading.networks.get(12),
+        destination=reading.networks.get(16),
+        target=reading.target,
+        comment=" ".join(dict.fromkeys(comments)) if comments else None,
+        opaque=reading.opaque,
+        raw=_pack_raw(message[slice(*expressions)], userdata) if keep_raw else None,
+    )
+
+
+def _pack_raw(expressions: bytes, userdata: bytes) -> bytes:
+    return struct.pack("=I", len(expressions)) + expressions + userdata
+
+
+class _Reading:
+    """Follows what a rule's expressions do to the registers, in their order."""
+
+    def __init__(self) -> None:
+        self.interfaces: dict[int, Interface] = {}
+        self.networks: dict[int, str] = {}
+        self.comments: list[str] = []
+        self.target: str | None = None
+        self.opaque: str | None = None
+        self._names: dict[int, int] = {}
+        self._addresses: dict[int, tuple[int, bytes]] = {}
+
+    def take(self, op: _Op) -> None:
+        kind, register, value = op
+        if kind == "cmp":
+            self._compare(register, *value)
+        elif kind == "interface":
+            self._names[register] = value
+            self._addresses.pop(register, None)
+        elif kind == "payload":
+            self._forget(register)
+            if value:
+                self._addresses[register] = value
+        elif kind == "mask":
+            source, mask = value
+            self._reads(source)
+            address = self._addresses.get(source)
+            self._forget(register)
+            if address and len(mask) == len(address[1]):
+                self._addresses[register] = (address[0], mask)
+        elif kind == "fills":
+            self._forget(register)
+        elif kind == "comment":
+            self.comments.append(value)
+        elif kind == "target":
+            self.target = self.target if self.target and value == "LOG" else value
+        elif kind == "unclear":
+            self.opaque = self.opaque or value
+        elif kind == "unknown" and self._names:
+            self.opaque = self.opaque or f"does with an interface name what netsweep cannot read ({value})"
+
+    def _forget(self, register: int) -> None:
+        self._names.pop(register, None)
+        self._addresses.pop(register, None)
+
+    def _reads(self, register: int) -> None:
+        if register in self._names:
+            self.opaque = self.opaque or "matches interfaces in a way that netsweep cannot read"
+
+    def _compare(self, register: int, operator: int, data: bytes) -> None:
+        if register in self._names:
+            key = self._names[register]
+            interface = _interface(data, operator)
+            if interface is None or key in self.interfaces:
+                self._reads(register)
+            else:
+                self.interfaces[key] = interface
+        elif register in self._addresses and operator in (_CMP_EQ, _CMP_NEQ):
+            where, mask = self._addresses[register]
+            if len(data) == len(mask):
+                self.networks[where] = _network(data, mask, operator == _CMP_NEQ)
+
+
+def _interface(data: bytes, operator: int) -> Interface | None:
+    """The match that comparing an interface's name with ``data`` makes; ``None`` for none we know."""
+    name, nul, padding = data.partition(b"\0")
+    if operator not in (_CMP_EQ, _CMP_NEQ) or not name or padding.strip(b"\0"):
+        return None
+    return Interface(name.decode("utf-8", "surrogateescape"), not nul, operator == _CMP_NEQ)
+
+
+def _network(data: bytes, mask: bytes, negated: bool) -> str:
+    bits = int.from_bytes(mask.ljust(4, b"\0"), "big")
+    length = bits.bit_count()
+    contiguous = bits == 0xFFFFFFFF << (32 - length) & 0xFFFFFFFF
+    suffix = str(length) if contiguous else ".".join(map(str, mask.ljust(4, b"\0")))
+    return f"{'!' if negated else ''}{'.'.join(map(str, data.ljust(4, chr(0).encode())))}/{suffix}"
+
+
+@functools.lru_cache(maxsize=4096)  # most rules of a host are made of the same few expressions
+def parse_expression(expression: bytes) -> _Op:
+    """Read one element of NFTA_RULE_EXPRESSIONS: its name (1) and its data (2)."""
+    found = _found(expression)
+    name = found.get(1, b"").partition(b"\0")[0]
+    data = _found(found.get(2, b""))
+    if name == b"cmp":
+        value = _found(data.get(3, b"")).get(1, b"")
+        return _Op("cmp", _register(data, 1), (_number(data, 2), value))
+    if name == b"meta":
+        return _parse_meta(data)
+    if name == b"match":
+        if _text(data.get(1, b"")) == "comment":
+            return _Op("comment", value=_text(data.get(3, b"")))
+        return _Op("inert")
+    if name == b"target":
+        return _Op("target", value=_text(data.get(1, b"")))
+    if name == b"immediate":
+        verdict = _found(_found(data.get(2, b"")).get(2, b""))
+        if _register(data, 1) == _REG_VERDICT and 1 in verdict:
+            code = _number(verdict, 1, signed=True)
+            jumped_to = _text(verdict.get(2, b"")) if code in (_JUMP, _GOTO) else None
+            return _Op("target", value=jumped_to or _VERDICTS.get(code, str(code)))
+        return _Op("fills", _register(data, 1))
+    if name == b"payload" and 1 in data:
+        where, length = _number(data, 3), _number(data, 4)
+        is_address = _number(data, 2) == 1 and where in (12, 16) and length <= 4
+        return _Op("payload", _register(data, 1), (where, b"\xff" * length) if is_address else None)
+    if name == b"bitwise":
+        mask = _found(data.get(4, b"")).get(1, b"")
+        return _Op("mask", _register(data, 2), (_register(data, 1), mask))
+    if name in _NATIVE_TARGETS:
+        return _Op("target", value=_NATIVE_TARGETS[name])
+    if name in _DESTINATIONS and _DESTINATIONS[name] in data:
+        return _Op("fills", _register(data, _DESTINATIONS[name]))
+    if name in _WITHOUT_REGISTERS or (name == b"objref" and _OBJREF_SET_SREG not in data):
+        return _Op("inert")
+    return _Op("unknown", value=ascii(name.decode("utf-8", "surrogateescape"))[1:-1][:32])
+
+
+def _parse_meta(data: dict[int, bytes]) -> _Op:
+    key = _number(data, _META_KEY)
+    if _META_DREG not in data:
+        return _Op("inert")
+    register = _register(data, _META_DREG)
+    if key in (_META_IIFNAME, _META_OIFNAME):
+        return _Op("interface", register, key)
+    if key in _INTERFACE_KEYS or key > _META_LAST_KNOWN:
+        return _Op("unclear", register, "matches interfaces by something else than a name")
+    return _Op("fills", register)
+
+
+def _found(buffer: bytes) -> dict[int, bytes]:
+    return {kind: buffer[start:stop] for kind, start, stop in netlink.attributes(buffer, 0, len(buffer))}
+
+
+def _number(data: dict[int, bytes], attribute: int, *, signed: bool = False) -> int:
+    return int.from_bytes(data.get(attribute, b""), "big", signed=signed)
+
+
+def _register(data: dict[int, bytes], attribute: int) -> int:
+    """A register's number in the older, 16-byte counting, which names a loaded interface's register.
+
+    NFT_REG32_00 (8) and up are quarters of it; register 1 begins at 8.
+    """
+    number = _number(data, attribute)
+    return (number - 8) // 4 + 1 if number >= 8 else number
+
+
+def _text(field: bytes) -> str:
+    return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+
+def _userdata_comments(userdata: bytes) -> Iterator[str]:
+    """Comments in NFTA_RULE_USERDATA: entries of type, length and data, one byte each for the first two."""
+    offset = 0
+    while offset + 2 <= len(userdata):
+        kind, length = userdata[offset], userdata[offset + 1]
+        if kind == _UDATA_COMMENT:
+            yield _text(userdata[offset + 2 : offset + 2 + length])
+        offset += 2 + length
+
+
+def kernel_has_nf_tables() -> bool:
+    """Say whether nf_tables is there already, so that asking it for tables loads no module."""
+    try:
+        with open("/proc/modules", encoding="ascii", errors="replace") as modules:
+            if any(line.startswith("nf_tables ") for line in modules):
+                return True
+    except FileNotFoundError:
+        # A kernel without loadable modules: whatever it has is there.
+        return True
+    try:
+        with open(f"/lib/modules/{os.uname().release}/modules.builtin", encoding="utf-8", errors="replace") as builtin:
+            return any("/nf_tables.ko" in line for line in builtin)
+    except OSError:
+        # A container without the host's modules folder. The kernel's own list of symbols is long,
+        # so it comes last.
+        with open("/proc/kallsyms", encoding="ascii", errors="replace") as symbols:
+            return any(line.split()[2:3] == ["nft_do_chain"] for line in symbols)

@@ -1,0 +1,365 @@
+"""The one path: look, lock, look again, delete, report.
+
+The first look takes no lock. Where it finds orphans, the subnet lock is taken (then, for x_tables,
+the xtables lock), the leases and the interfaces are read, and only then it is decided what goes.
+Rules are always read before interfaces: a bridge is created before its rules, so a name that is
+missing from the later list is truly gone.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
+
+from netsweep import leases
+from netsweep.backends import Backend, Scan
+from netsweep.errors import BusyError, ContentionError, NetsweepError, NotPermittedError, UsageError
+from netsweep.orphans import Finding, Ownership, Verdict, decide
+from netsweep.report import BackendReport, Report
+from netsweep.rules import DEFAULT_CHAINS, ChainRef
+
+if TYPE_CHECKING:
+    from netsweep.interfaces import Interfaces
+
+T = TypeVar("T")
+
+BACKENDS = ("legacy", "nft")
+LOOK_MAX = 12_000
+"""Rules of one nf_tables chain that a sweep reads at a time. The kernel starts each 32 KiB of a dump
+from the head of the chain, so a dump's time grows with the square of its length."""
+
+_PAUSE = 0.002
+"""Seconds before a retry: longer than the transaction that got in between, shorter than is felt."""
+
+_CAP_NET_ADMIN = 12
+"""linux/capability.h."""
+
+_CHANGING = "the rules changed whenever they were read; some may have been missed"
+
+_BUILT_IN_CHAINS = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
+
+
+def _default_path(name: str) -> str:
+    return os.path.join(os.environ.get("TMPDIR") or "/tmp", name)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to look for, where, and how long to wait (seconds). Checked when made."""
+
+    prefix: Sequence[str] = ("hm",)
+    protect: Sequence[str] = ("ha",)
+    chain: Sequence[str | ChainRef] = DEFAULT_CHAINS
+    backend: str = "auto"
+    lock_file: str | None = None
+    lease_file: str | None = None
+    lock_timeout: float = 30.0
+    wait: float = 5.0
+
+    @property
+    def lock_path(self) -> str:
+        """The subnet lock's file."""
+        return self.lock_file or _default_path("hypeman-test-network.lock")
+
+    @property
+    def lease_path(self) -> str:
+        """The lease file."""
+        return self.lease_file or _default_path("hypeman-test-network-leases.json")
+
+    def ownership(self) -> Ownership:
+        """The names that are ours; raises :class:`UsageError`."""
+        return Ownership(_several(self.prefix), _several(self.protect))
+
+    def chains(self) -> dict[str, list[str]]:
+        """The chains to look at, by table; raises :class:`UsageError`."""
+        wanted: dict[str, list[str]] = {}
+        for text in _several(self.chain):
+            ref = text if isinstance(text, ChainRef) else ChainRef.parse(text)
+            if ref.chain not in wanted.setdefault(ref.table, []):
+                wanted[ref.table].append(ref.chain)
+        if not wanted:
+            raise UsageError("no chain given")
+        return wanted
+
+    def check(self) -> None:
+        """Raise :class:`UsageError` for what means nothing."""
+        self.ownership()
+        self.chains()
+        if self.backend not in ("auto", *BACKENDS):
+            raise UsageError(f"{self.backend!a} is no backend: give auto, {' or '.join(BACKENDS)}")
+        for name, seconds in (("lock-timeout", self.lock_timeout), ("wait", self.wait)):
+            if not seconds >= 0:  # also refuses NaN
+                raise UsageError(f"--{name} has to be 0 seconds or more, not {seconds:g}")
+        for name, path in (("lock-file", self.lock_path), ("lease-file", self.lease_path)):
+            if "\0" in path:
+                raise UsageError(f"--{name} {path!a} is no path")
+
+
+def _several(values: Sequence[str | ChainRef]) -> list[str]:
+    # A single name is a sequence of letters to Python, and surely not meant as that.
+    return [values] if isinstance(values, str) else list(values)  # type: ignore[arg-type]
+
+
+@dataclass(eq=False)
+class _Look:
+    """What was found in one table of one backend.
+
+    ``deleted`` counts the orphans, from the first, that are gone; ``before`` the rules that this
+    sweep had deleted from each chain before it was read.
+    """
+
+    backend: Backend
+    scan: Scan
+    findings: list[Finding]
+    before: Counter[str]
+    deleted: int = 0
+
+    @property
+    def orphans(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.verdict is Verdict.ORPHAN]
+
+
+def find_orphans(options: Options, *, keep: bool = False, command: str = "list", dry_run: bool = False) -> Report:
+    """Report the orphaned rules; change nothing and take no lock.
+
+    ``keep``: report the other rules that have to do with us too. Raises
+    :class:`~netsweep.errors.NetsweepError`.
+    """
+    run = _Run(options, Report(command, dry_run))
+    with run.reporting():
+        run.look(limit=None)
+        if keep:
+            run.keep_rest()
+    return run.report
+
+
+def sweep(options: Options) -> Report:
+    """Delete the orphaned rules and report them.
+
+    Raises :class:`~netsweep.errors.NetsweepError`, whose ``report`` says what was deleted before.
+    """
+    run = _Run(options, Report("sweep"))
+    with run.reporting():
+        run.sweep()
+    return run.report
+
+
+class _Run:
+    def __init__(self, options: Options, report: Report) -> None:
+        options.check()
+        self.options = options
+        self.report = report
+        self._started = time.monotonic()
+        self._ownership = options.ownership()
+        self._wanted = options.chains()
+        self._resources = ExitStack()
+        self._backends: list[Backend] = []
+        self._interfaces: Interfaces | None = None
+        self._looks: list[_Look] = []
+        self._swept: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Finish the report whatever happens, and hang it on the error that ends the run."""
+        try:
+            with self._resources:
+                require_net_admin()
+                self._open_backends()
+                yield
+        except NetsweepError as error:
+            if isinstance(error, BusyError) and not self.report.changed:
+                error = BusyError(f"{error}; nothing was changed")
+            self.report.errors.append(str(error))
+            error.report = self.report
+            raise error from None
+        finally:
+            self._sum_up()
+
+    def look(self, limit: int | None) -> None:
+        """Read every wanted table of every backend here, without a lock, and decide on it.
+
+        ``limit`` as in :meth:`netsweep.backends.Backend.scan`; without one, chains that change while
+        they are read are read again for ``--wait`` seconds.
+        """
+        leased = self._leased()
+        self._looks = []
+        for backend in self._backends:
+            tables = self._insist(backend.tables)
+            if not tables and self.options.backend == "auto":
+                continue
+            self._report_of(backend)
+            for table, chains in self._wanted.items():
+                if table in tables:
+                    before = self._swept[backend.name, table].copy()
+                    scan = self._scan(backend, table, chains, limit)
+                    self._looks.append(_Look(backend, scan, self._decide(scan, leased), before))
+        self._warn_of_missing_chains()
+
+    def sweep(self) -> None:
+        """Look and delete until a look has seen everything."""
+        deadline = time.monotonic() + self.options.wait
+        while True:
+            self.look(limit=LOOK_MAX)
+            complete = all(look.scan.complete for look in self._looks)
+            if not any(look.orphans for look in self._looks):
+                if complete:
+                    return
+                if time.monotonic() > deadline:
+                    self._warn(_CHANGING)
+                    return
+            else:
+                deleted = self.report.deleted
+                try:
+                    self._delete()
+                except ContentionError as error:
+                    if time.monotonic() > deadline:
+                        raise BusyError(f"{error}, for {self.options.wait:g} s; retry, or raise --wait") from None
+                else:
+                    if complete:
+                        return
+                if self.report.deleted > deleted:
+                    deadline = time.monotonic() + self.options.wait
+                    continue
+            time.sleep(_PAUSE)
+
+    def keep_rest(self) -> None:
+        """Report the rules that have to do with us and are no orphans."""
+        self.report.kept = [f for look in self._looks for f in look.findings if f.verdict is not Verdict.ORPHAN]
+
+    def _delete(self) -> None:
+        # Imported before the lock is taken: under it nothing is waited for.
+        from netsweep import locks
+
+        options, report = self.options, self.report
+        subnet = report.subnet_lock or locks.LockTimes(options.lock_path)
+        xtables = report.xtables_lock or locks.LockTimes(locks.xtables_lock_path())
+        try:
+            with locks.held(subnet, options.lock_timeout, mode=0o666, what="subnet lock", option="--lock-timeout"):
+                leased = self._leased()
+                for backend in self._backends:
+                    doomed = [look for look in self._looks if look.backend is backend and look.orphans]
+                    if doomed:
+                        with backend.writing(xtables, options.wait):
+                            for look in doomed:
+                                self._delete_from(look, leased)
+        finally:
+            # A lock that was never held is not reported.
+            report.subnet_lock = subnet if subnet.held_ms else None
+            report.xtables_lock = xtables if xtables.held_ms else None
+
+    def _delete_from(self, look: _Look, leased: Collection[str]) -> None:
+        backend = look.backend
+        with backend.transaction(look.scan) as transaction:
+            look.scan = transaction.scan
+            look.findings = self._decide(transaction.scan, leased)
+            orphans = look.orphans
+            size = backend.batch or len(orphans)
+            for start in range(0, len(orphans), size):
+                batch = orphans[start : start + size]
+                transaction.delete([finding.rule for finding in batch])
+                look.deleted += len(batch)
+                self._deleted(look, batch)
+
+    def _deleted(self, look: _Look, batch: list[Finding]) -> None:
+        report = self._report_of(look.backend)
+        report.deleted += len(batch)
+        report.orphans += len(batch)
+        for finding in batch:
+            rule = finding.rule
+            self._swept[look.backend.name, rule.table][rule.chain] += 1
+            if ahead := look.before[rule.chain]:
+                finding = finding._replace(rule=replace(rule, position=rule.position + ahead))
+            self.report.orphans.append(finding)
+
+    def _sum_up(self) -> None:
+        for look in self._looks:
+            left = look.orphans[look.deleted :]
+            report = self._report_of(look.backend)
+            report.scanned += look.scan.scanned + look.before.total()
+            report.orphans += len(left)
+            self.report.orphans += left
+        self.report.duration_ms = (time.monotonic() - self._started) * 1000
+
+    def _open_backends(self) -> None:
+        hints = self._ownership.hints
+        if self.options.backend in ("auto", "legacy"):
+            from netsweep.backends.legacy import LegacyBackend
+
+            self._backends.append(LegacyBackend(hints))
+        if self.options.backend in ("auto", "nft"):
+            from netsweep.backends.nft import NftBackend
+
+            self._backends.append(NftBackend(hints))
+        for backend in self._backends:
+            self._resources.callback(backend.close)
+
+    def _report_of(self, backend: Backend) -> BackendReport:
+        for report in self.report.backends:
+            if report.name == backend.name:
+                return report
+        self.report.backends.append(BackendReport(backend.name, backend.family))
+        return self.report.backends[-1]
+
+    def _scan(self, backend: Backend, table: str, chains: Sequence[str], limit: int | None) -> Scan:
+        def read() -> Scan:
+            scan = backend.scan(table, chains, limit)
+            if limit is None and not scan.complete and time.monotonic() < patience:
+                raise ContentionError(f"reading {table}")
+            return scan
+
+        patience = time.monotonic() + self.options.wait
+        scan = self._insist(read)
+        if limit is None and not scan.complete:
+            self._warn(_CHANGING)
+        return scan
+
+    def _insist(self, read: Callable[[], T]) -> T:
+        deadline = time.monotonic() + self.options.wait
+        while True:
+            try:
+                return read()
+            except ContentionError as error:
+                if time.monotonic() > deadline:
+                    raise BusyError(f"{error}, for {self.options.wait:g} s; retry, or raise --wait") from None
+            time.sleep(_PAUSE)
+
+    def _leased(self) -> frozenset[str]:
+        return leases.leased_bridges(leases.read(self.options.lease_path))
+
+    def _decide(self, scan: Scan, leased: Collection[str]) -> list[Finding]:
+        return decide(scan.rules, self._ownership, self._live_names, leased)
+
+    def _live_names(self) -> Collection[str]:
+        if self._interfaces is None:
+            from netsweep.interfaces import Interfaces
+
+            self._interfaces = self._resources.enter_context(Interfaces())
+        return self._interfaces.names()
+
+    def _warn_of_missing_chains(self) -> None:
+        found = {
+            ChainRef(look.scan.table, c) for look in self._looks for c in look.scan.chains if c not in look.scan.missing
+        }
+        for look in self._looks:
+            for chain in look.scan.missing:
+                ref = ChainRef(look.scan.table, chain)
+                # A chain of iptables' own comes into being when it is first used.
+                if ref not in found and chain not in _BUILT_IN_CHAINS:
+                    self._warn(f"there is no chain {ref}")
+
+    def _warn(self, text: str) -> None:
+        if text not in self.report.warnings:
+            self.report.warnings.append(text)
+
+
+def require_net_admin() -> None:
+    """Raise :class:`NotPermittedError` where CAP_NET_ADMIN is not in effect, whoever the user is."""
+    with open("/proc/thread-self/status", encoding="ascii", errors="replace") as status:
+        effective = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
+    if not effective >> _CAP_NET_ADMIN & 1:
+        raise NotPermittedError("CAP_NET_ADMIN is missing: run as root, or give this process the capability")
