@@ -31,6 +31,7 @@ __all__ = [
     "Report",
     "UsageError",
     "find_orphans",
+    "restore",
     "sweep",
 ]
 
@@ -68,17 +69,29 @@ def sweep(
     lock_timeout: float = 30.0,
     wait: float = 5.0,
     dry_run: bool = False,
+    journal: str | None = None,
 ) -> Report:
     """Delete the orphaned rules and report them; with ``dry_run``, only report them.
 
+    ``journal``: a new file to write what goes to, before it goes; :func:`restore` puts it back.
     Raises :class:`NetsweepError`, whose ``report`` says what had been deleted before.
     """
     from netsweep.sweeper import Options
     from netsweep.sweeper import find_orphans as look
     from netsweep.sweeper import sweep as run
 
-    options = Options(prefix, protect, chain, backend, lock_file, lease_file, lock_timeout, wait)
+    options = Options(prefix, protect, chain, backend, lock_file, lease_file, lock_timeout, wait, journal)
     return look(options, command="sweep", dry_run=True) if dry_run else run(options)
+
+
+def restore(journal: str, *, wait: float = 5.0) -> Report:
+    """Put back the rules that a sweep wrote to the file ``journal`` and deleted.
+
+    Raises :class:`NetsweepError` where they no longer fit; then no table is changed.
+    """
+    from netsweep.sweeper import restore as run
+
+    return run(journal, wait)
 
 
 def __getattr__(name: str) -> Any:

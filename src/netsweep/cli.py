@@ -41,6 +41,15 @@ def _together(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
+_wait_option = _option(
+    "--wait",
+    metavar="SECONDS",
+    type=float,
+    default=5.0,
+    show_default=True,
+    help="How long to wait for the xtables lock and to retry on contention, as iptables -w.",
+)
+
 _where_options = _together(
     _option(
         "--prefix",
@@ -93,14 +102,7 @@ _where_options = _together(
         show_default=True,
         help="How long to wait for the subnet lock; 0: do not wait.",
     ),
-    _option(
-        "--wait",
-        metavar="SECONDS",
-        type=float,
-        default=5.0,
-        show_default=True,
-        help="How long to wait for the xtables lock and to retry on contention, as iptables -w.",
-    ),
+    _wait_option,
 )
 
 _output_options = _together(
@@ -169,6 +171,11 @@ def list_command(all_rules: bool, exit_code: bool, **settings: Any) -> int:
 @cli.command("sweep", epilog="")
 @_where_options
 @_option("--dry-run", is_flag=True, help="Only show what would be deleted; take no lock.")
+@_option(
+    "--journal",
+    metavar="FILE",
+    help="Write what is about to go to the new FILE first, so that 'netsweep restore FILE' can put it back.",
+)
 @_option("--best-effort", is_flag=True, help="Report failures, but exit 0: for a post-step.")
 @_output_options
 def sweep_command(dry_run: bool, best_effort: bool, **settings: Any) -> int:
@@ -182,6 +189,7 @@ def sweep_command(dry_run: bool, best_effort: bool, **settings: Any) -> int:
     \b
     Examples:
       sudo netsweep sweep
+      sudo netsweep sweep --journal /root/swept.journal   can be undone, with netsweep restore
       netsweep sweep --dry-run -v
       netsweep sweep --best-effort --format github      last step of a workflow, if: always()
       netsweep sweep --lock-timeout 0                   give up at once if tests hold the lock
@@ -193,6 +201,27 @@ def sweep_command(dry_run: bool, best_effort: bool, **settings: Any) -> int:
     if dry_run:
         return output.show("sweep", lambda: find_orphans(_options(settings), command="sweep", dry_run=True))
     return output.show("sweep", lambda: sweep(_options(settings)))
+
+
+@cli.command("restore", epilog="")
+@click.argument("file", metavar="FILE")
+@_wait_option
+@_output_options
+def restore_command(file: str, **settings: Any) -> int:
+    """Put back the rules that 'sweep --journal FILE' deleted.
+
+    Each rule goes back to its place between its old neighbours, whatever else came or went since.
+    Where a rule no longer fits (its neighbours have gone, or it stands again already), nothing is
+    changed. Rules of a bridge that is still gone are orphans, so the next sweep deletes them again.
+
+    \b
+    Examples:
+      sudo netsweep sweep --journal /root/swept.journal
+      sudo netsweep restore /root/swept.journal
+    """
+    from netsweep.sweeper import restore
+
+    return _Output(settings).show("restore", lambda: restore(file, settings["wait"]))
 
 
 def _options(settings: dict[str, Any]) -> Any:

@@ -25,13 +25,18 @@ ROWS_MAX = 30
 
 @dataclass
 class BackendReport:
-    """What one backend held: rules read, orphans among them, rules deleted."""
+    """What one backend held: rules read, orphans among them, rules deleted; or rules put back."""
 
     name: str
     family: str
     scanned: int = 0
     orphans: int = 0
     deleted: int = 0
+    restored: int = 0
+
+    def to_dict(self, command: str) -> dict[str, Any]:
+        """The backend as the JSON contract has it."""
+        return {k: v for k, v in vars(self).items() if k != "restored" or command == "restore"}
 
 
 @dataclass
@@ -67,7 +72,12 @@ class Report:
     @property
     def changed(self) -> bool:
         """Whether any table was changed."""
-        return self.deleted > 0
+        return self.deleted + self.restored > 0
+
+    @property
+    def restored(self) -> int:
+        """Rules put back."""
+        return sum(backend.restored for backend in self.backends)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as the JSON contract has it, made of plain objects."""
@@ -83,7 +93,7 @@ class Report:
         yield "deleted", self.deleted
         yield "orphans", map(rule_dict, self.orphans)
         yield "kept", map(rule_dict, self.kept)
-        yield "backends", [vars(backend) for backend in self.backends]
+        yield "backends", [backend.to_dict(self.command) for backend in self.backends]
         yield "locks", {"subnet": _lock_dict(self.subnet_lock), "xtables": _lock_dict(self.xtables_lock)}
         yield "duration_ms", round(self.duration_ms, 1)
         yield "errors", self.errors
@@ -208,8 +218,12 @@ def summary(report: Report) -> str:
     bridges = len({finding.bridge for finding in report.orphans})
     found = f"{_count(len(report.orphans), 'orphaned rule')} of {_count(bridges, 'bridge')}"
     where = ", ".join(f"{b.name} {b.deleted if report.changed else b.orphans} of {b.scanned}" for b in report.backends)
+    if report.command == "restore" and not report.errors:
+        restored = ", ".join(f"{b.name} {b.restored}" for b in report.backends)
+        return f"Restored {_count(report.restored, 'rule')} in {seconds} ({restored})."
     if report.errors:
-        done = f"deleted {_count(report.deleted, 'rule')}" if report.changed else "nothing was changed"
+        verb, number = ("restored", report.restored) if report.command == "restore" else ("deleted", report.deleted)
+        done = f"{verb} {_count(number, 'rule')}" if report.changed else "nothing was changed"
         return f"Failed after {seconds}; {done}."
     if not report.orphans:
         read = f"{_count(report.scanned, 'rule')} read" if report.backends else "there are no tables"

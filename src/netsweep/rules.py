@@ -61,7 +61,9 @@ class Rule:
     ``position`` counts from 1 as ``iptables -L --line-numbers`` does; ``handle`` is nf_tables' own
     number of the rule; ``comment`` holds bytes that are not UTF-8 as surrogate escapes (PEP 383).
     ``opaque`` says why the rule's interfaces cannot be told from its text, where that is so.
-    ``raw`` is what the backend needs to put the rule back, where it was asked to keep that.
+    ``raw`` is what the backend needs to put the rule back, where it was asked to keep that;
+    ``identity`` is the same for rules that differ in nothing but counters and place;
+    ``lost`` says what could not be put back.
     """
 
     backend: str
@@ -77,3 +79,5 @@ class Rule:
     comment: str | None = None
     opaque: str | None = None
     raw: bytes | None = None
+    identity: bytes | None = None
+    lost: str | None = None

@@ -25,6 +25,7 @@ from netsweep.rules import DEFAULT_CHAINS, ChainRef
 
 if TYPE_CHECKING:
     from netsweep.interfaces import Interfaces
+    from netsweep.journal import Journal
 
 T = TypeVar("T")
 
@@ -60,6 +61,7 @@ class Options:
     lease_file: str | None = None
     lock_timeout: float = 30.0
     wait: float = 5.0
+    journal: str | None = None
 
     @property
     def lock_path(self) -> str:
@@ -95,8 +97,12 @@ class Options:
         for name, seconds in (("lock-timeout", self.lock_timeout), ("wait", self.wait)):
             if not seconds >= 0:  # also refuses NaN
                 raise UsageError(f"--{name} has to be 0 seconds or more, not {seconds:g}")
-        for name, path in (("lock-file", self.lock_path), ("lease-file", self.lease_path)):
-            if "\0" in path:
+        for name, path in (
+            ("lock-file", self.lock_path),
+            ("lease-file", self.lease_path),
+            ("journal", self.journal),
+        ):
+            if path is not None and (not path or "\0" in path):
                 raise UsageError(f"--{name} {path!a} is no path")
 
 
@@ -138,6 +144,18 @@ def find_orphans(options: Options, *, keep: bool = False, command: str = "list",
     return run.report
 
 
+def restore(path: str, wait: float) -> Report:
+    """Put back what the journal at ``path`` says was deleted; ``wait``: seconds to retry for.
+
+    Raises :class:`~netsweep.errors.NetsweepError`.
+    """
+    from netsweep import journal
+
+    Options(wait=wait, journal=path).check()
+    require_net_admin()
+    return journal.restore(path, lambda name: open_backend(name, (), keep_raw=True), wait)
+
+
 def sweep(options: Options) -> Report:
     """Delete the orphaned rules and report them.
 
@@ -160,6 +178,7 @@ class _Run:
         self._resources = ExitStack()
         self._backends: list[Backend] = []
         self._interfaces: Interfaces | None = None
+        self._journal: Journal | None = None
         self._looks: list[_Look] = []
         self._swept: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
 
@@ -235,6 +254,11 @@ class _Run:
         # Imported before the lock is taken: under it nothing is waited for.
         from netsweep import locks
 
+        if self.options.journal and not self._journal:
+            from netsweep.journal import Journal
+
+            self._journal = Journal(self.options.journal)
+            self._resources.callback(self._journal.close)
         options, report = self.options, self.report
         subnet = report.subnet_lock or locks.LockTimes(options.lock_path)
         xtables = report.xtables_lock or locks.LockTimes(locks.xtables_lock_path())
@@ -261,7 +285,14 @@ class _Run:
             size = backend.batch or len(orphans)
             for start in range(0, len(orphans), size):
                 batch = orphans[start : start + size]
-                transaction.delete([finding.rule for finding in batch])
+                if self._journal:
+                    self._journal.record(backend, look.scan, orphans, batch)
+                try:
+                    transaction.delete([finding.rule for finding in batch])
+                except ContentionError:
+                    if self._journal:
+                        self._journal.void()
+                    raise
                 look.deleted += len(batch)
                 self._deleted(look, batch)
 
@@ -286,16 +317,10 @@ class _Run:
         self.report.duration_ms = (time.monotonic() - self._started) * 1000
 
     def _open_backends(self) -> None:
-        hints = self._ownership.hints
-        if self.options.backend in ("auto", "legacy"):
-            from netsweep.backends.legacy import LegacyBackend
-
-            self._backends.append(LegacyBackend(hints))
-        if self.options.backend in ("auto", "nft"):
-            from netsweep.backends.nft import NftBackend
-
-            self._backends.append(NftBackend(hints))
-        for backend in self._backends:
+        names = BACKENDS if self.options.backend == "auto" else (self.options.backend,)
+        for name in names:
+            backend = open_backend(name, self._ownership.hints, keep_raw=self.options.journal is not None)
+            self._backends.append(backend)
             self._resources.callback(backend.close)
 
     def _report_of(self, backend: Backend) -> BackendReport:
@@ -355,6 +380,20 @@ class _Run:
     def _warn(self, text: str) -> None:
         if text not in self.report.warnings:
             self.report.warnings.append(text)
+
+
+def open_backend(name: str, hints: Sequence[bytes], *, keep_raw: bool) -> Backend:
+    """The backend called ``name``, for rules that hold one of ``hints``; ``keep_raw``: for undo.
+
+    Each is imported only here, as what a run does not need takes most of its time.
+    """
+    if name == "legacy":
+        from netsweep.backends.legacy import LegacyBackend
+
+        return LegacyBackend(hints, keep_raw=keep_raw)
+    from netsweep.backends.nft import NftBackend
+
+    return NftBackend(hints, keep_raw=keep_raw)
 
 
 def require_net_admin() -> None:

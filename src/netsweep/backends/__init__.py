@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from netsweep.rules import Rule
 
@@ -24,7 +24,9 @@ class Scan:
     ``scanned`` counts all rules read; ``rules`` are those that may have to do with us, in chain
     order. ``complete`` is False where rules were left out: the limit was reached or the chains
     changed while they were read. ``missing`` are chains that do not exist. ``token`` is the
-    backend's own.
+    backend's own. ``order`` and ``handles`` are filled where the backend was asked to keep what a
+    restore needs: for each chain the identity of every rule, counters left out, and for nf_tables
+    its handle.
     """
 
     table: str
@@ -34,6 +36,19 @@ class Scan:
     complete: bool = True
     missing: list[str] = field(default_factory=list)
     token: object = None
+    order: dict[str, list[bytes]] = field(default_factory=dict)
+    handles: dict[str, list[int]] = field(default_factory=dict)
+
+
+class Addition(NamedTuple):
+    """Rules to put into ``chain`` before the one at index ``place`` of the scan's order, or at its end.
+
+    ``rules`` are what :attr:`Rule.raw` held.
+    """
+
+    chain: str
+    place: int
+    rules: list[bytes]
 
 
 class Transaction(Protocol):
@@ -47,6 +62,10 @@ class Transaction(Protocol):
         Raises :class:`~netsweep.errors.ContentionError` where somebody else changed the table so
         that nothing was deleted, and :class:`~netsweep.errors.NetsweepError` for all else.
         """
+        ...
+
+    def insert(self, additions: Sequence[Addition]) -> None:
+        """Put rules back, all in one atomic step; raises as :meth:`delete`."""
         ...
 
 

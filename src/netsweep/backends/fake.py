@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from netsweep.backends import Scan, Transaction
+from netsweep.backends import Addition, Scan, Transaction
 from netsweep.errors import ContentionError, NetsweepError
 from netsweep.locks import LockTimes
 from netsweep.rules import ChainRef, Rule
@@ -41,6 +41,14 @@ class FakeBackend:
         chain = self._chains[ChainRef(rule.table, rule.chain)]
         chain[:] = [r for r in chain if r.handle != rule.handle]
 
+    def put_back(self, chain: ChainRef, addition: Addition) -> None:
+        """Insert the rules whose ``raw`` names are in ``addition``."""
+        made = [
+            Rule("fake", *chain, 0, next(self._handles), comment=raw.decode(), raw=raw, identity=raw)
+            for raw in addition.rules
+        ]
+        self._chains[chain][addition.place : addition.place] = made
+
     def rules(self, chain: ChainRef) -> list[Rule]:
         """The rules of ``chain`` as they stand now, with their positions."""
         return [replace(rule, position=n) for n, rule in enumerate(self._chains[chain], 1)]
@@ -59,6 +67,7 @@ class FakeBackend:
             rules = self.rules(chain)
             scan.complete = scan.complete and (limit is None or len(rules) <= limit)
             scan.rules += rules[:limit]
+            scan.order[name] = [rule.identity or b"" for rule in rules[:limit]]
             scan.scanned += len(rules[:limit])
         return scan
 
@@ -93,3 +102,7 @@ class _Transaction:
         for rule in rules:
             backend.remove(rule)
         self._committed = True
+
+    def insert(self, additions: Sequence[Addition]) -> None:
+        for addition in sorted(additions, key=lambda a: a.place, reverse=True):
+            self._backend.put_back(ChainRef(self.scan.table, addition.chain), addition)

@@ -20,9 +20,10 @@ import threading
 import types
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from netsweep.backends import Scan, Transaction
+from netsweep.backends import Addition, Scan, Transaction
 from netsweep.errors import ContentionError, NetsweepError, NoBackendError, NotPermittedError
 from netsweep.rules import Interface, Rule
 
@@ -47,6 +48,8 @@ _EXTENSION = struct.Struct("=H29sB")
 """``struct xt_entry_match`` and ``xt_entry_target``: size with data, name, revision."""
 
 _EXTENSION_SIZE = 32
+_NAME_OFFSET, _NAME_SIZE = 2, 29
+_NFCACHE_OFFSET = 84
 _COMMENT_SIZE = 256
 """XT_MAX_COMMENT_LEN (linux/netfilter/xt_comment.h)."""
 
@@ -131,15 +134,20 @@ class LegacyBackend:
                 scan.missing.append(chain)
                 continue
             position = 0
+            order = scan.order.setdefault(chain, []) if self._keep_raw else None
             entry = lib.first_rule(name, handle)
             while entry:
                 position += 1
                 head = string_at(entry, ENTRY_SIZE)
                 raw = string_at(entry, max(unpack_sizes(head, _SIZES_OFFSET)[1], ENTRY_SIZE))
-                if any(hint in raw for hint in hints):
+                hinted = any(hint in raw for hint in hints)
+                if hinted or order is not None:
                     target = lib.get_target(entry, handle)
                     rule = parse_entry(raw, table, chain, position, target, keep_raw=self._keep_raw)
-                    scan.rules.append(rule)
+                    if hinted:
+                        scan.rules.append(rule)
+                    if order is not None and rule.identity is not None:
+                        order.append(rule.identity)
                 entry = lib.next_rule(entry, handle)
             scan.scanned += position
         return scan
@@ -157,6 +165,16 @@ class _Transaction:
         for rule in reversed(rules):
             if not lib.delete_num_entry(names[rule.chain], rule.position - 1, handle):
                 raise _failure(f"deleting rule {rule.position} of {rule.table}/{rule.chain}")
+        if not lib.commit(handle):
+            raise _failure(f"committing table {self.scan.table}")
+
+    def insert(self, additions: Sequence[Addition]) -> None:
+        lib, handle = _libiptc(), self._handle
+        # From the back, so that no insertion moves the place of one that is still to come.
+        for addition in sorted(additions, key=lambda a: a.place, reverse=True):
+            for raw in reversed(addition.rules):
+                if not lib.insert_entry(addition.chain.encode(), raw, addition.place, handle):
+                    raise _failure(f"inserting a rule into {self.scan.table}/{addition.chain}")
         if not lib.commit(handle):
             raise _failure(f"committing table {self.scan.table}")
 
@@ -190,6 +208,7 @@ def parse_entry(
             text = raw[offset + _EXTENSION_SIZE : offset + min(match_size, _EXTENSION_SIZE + _COMMENT_SIZE)]
             comment = _text(text) if comment is None else f"{comment} {_text(text)}"
         offset += match_size
+    kept, identity = _what_restores(raw[:size], target_offset, target) if keep_raw else (None, None)
     return Rule(
         "legacy",
         table,
@@ -201,8 +220,37 @@ def parse_entry(
         destination=_network(destination, destination_mask, bool(inverted & _INVERT_DESTINATION)),
         target=_target(raw, target_offset, size, target),
         comment=comment,
-        raw=raw[:size] if keep_raw else None,
+        raw=kept,
+        identity=identity,
     )
+
+
+def _what_restores(raw: bytes, target_offset: int, target: bytes | None) -> tuple[bytes, bytes]:
+    """The entry as libiptc wants it back, and its identity.
+
+    libiptc takes a standard target by its name and finds out the verdict, or the offset to jump to,
+    anew. Behind an extension's name the kernel leaves what happened to be in memory. The identity
+    leaves out what is not the rule's own: ``nfcache``, ``comefrom``, counters.
+    """
+    entry = bytearray(raw)
+    offset = ENTRY_SIZE
+    while offset < target_offset:
+        offset += _tidy_name(entry, offset)
+    _tidy_name(entry, target_offset)
+    name = slice(target_offset + _NAME_OFFSET, target_offset + _NAME_OFFSET + _NAME_SIZE)
+    if not entry[name.start]:
+        entry[name] = (target or b"").ljust(_NAME_SIZE, b"\0")
+        entry[target_offset + _EXTENSION_SIZE : target_offset + _EXTENSION_SIZE + 4] = bytes(4)
+    own = bytes(entry[:_NFCACHE_OFFSET] + entry[_SIZES_OFFSET : _SIZES_OFFSET + 4] + entry[ENTRY_SIZE:])
+    return bytes(entry), blake2b(own, digest_size=16).digest()
+
+
+def _tidy_name(entry: bytearray, offset: int) -> int:
+    """Clear what is behind the name of the extension at ``offset``, and return the extension's size."""
+    size, name, _ = _EXTENSION.unpack_from(entry, offset)
+    start = offset + _NAME_OFFSET
+    entry[start : start + _NAME_SIZE] = name.split(b"\0", 1)[0].ljust(_NAME_SIZE, b"\0")
+    return int(size)
 
 
 def _text(field: bytes) -> str:
@@ -283,6 +331,7 @@ class _Library:
         self.first_rule = bind("first_rule", entry, text, handle)
         self.next_rule = bind("next_rule", entry, entry, handle)
         self.get_target = bind("get_target", text, entry, handle)
+        self.insert_entry = bind("insert_entry", ctypes.c_int, text, ctypes.c_char_p, number, handle)
         self.delete_num_entry = bind("delete_num_entry", ctypes.c_int, text, number, handle)
         self.strerror = bind("strerror", text, ctypes.c_int)
 

@@ -14,19 +14,22 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import re
 import socket
 import struct
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_ERROR
+from pyroute2.netlink import NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_ERROR
 from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES
 from pyroute2.netlink.nfnetlink.nftsocket import (
     NFT_MSG_DELRULE,
     NFT_MSG_GETCHAIN,
     NFT_MSG_GETRULE,
     NFT_MSG_GETTABLE,
+    NFT_MSG_NEWRULE,
     NFTSocket,
     nft_chain_msg,
     nft_rule_msg,
@@ -34,7 +37,7 @@ from pyroute2.netlink.nfnetlink.nftsocket import (
 )
 
 from netsweep import netlink
-from netsweep.backends import Scan, Transaction
+from netsweep.backends import Addition, Scan, Transaction
 from netsweep.errors import ContentionError, NoBackendError
 from netsweep.rules import Interface, Rule
 
@@ -45,14 +48,24 @@ NFPROTO_IPV4 = 2
 _MESSAGE = netlink.HEADER.size + 4
 """Bytes before the attributes: ``struct nlmsghdr`` and ``struct nfgenmsg``."""
 
+_SO_SNDBUFFORCE = 32
+"""asm-generic/socket.h; needs CAP_NET_ADMIN, as all else here."""
+
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 """NFNL_MSG_BATCH_BEGIN and _END (linux/netfilter/nfnetlink.h)."""
 
 # Attribute numbers and keys of linux/netfilter/nf_tables.h and nf_tables_compat.h.
 _TABLE_NAME, _TABLE_HANDLE = 1, 4
-_RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 3, 4, 7
+_RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_COMPAT, _RULE_POSITION, _RULE_USERDATA = 3, 4, 5, 6, 7
+_NESTED = 0x8000
+_COMPAT_INVERTED = 1 << 1
+"""NFT_RULE_COMPAT_F_INV."""
+
 _META_DREG, _META_KEY, _META_SREG = 1, 2, 3
 _META_IIFNAME, _META_OIFNAME = 6, 7
+_META_L4PROTO = 16
+_IP_PROTOCOL = (1, 9, 1)
+"""Base (network header), offset and length of the IPv4 header's protocol."""
 _META_LAST_KNOWN = 35
 _INTERFACE_KEYS = frozenset({4, 5, 17, 18, 21, 22, 26, 27, 33, 34})
 """iif, oif, bri_iifname, bri_oifname, iifgroup, oifgroup, iifkind, oifkind, sdif, sdifname: they speak
@@ -78,6 +91,11 @@ _NATIVE_TARGETS = {
 _OBJREF_SET_SREG = 3
 _UDATA_COMMENT = 0
 """NFTNL_UDATA_RULE_COMMENT (libnftnl/udata.h)."""
+
+_COUNTING = frozenset({b"counter", b"quota", b"last"})
+_REFERRING = frozenset({b"lookup", b"dynset", b"objref", b"immediate"})
+_ANONYMOUS = re.compile(rb"__(?:set|map|chain)[0-9]+")
+"""Names that nft gives what a rule brings along and takes away (nftables, src/evaluate.c)."""
 
 _DESTINATIONS = {
     b"payload": 1,
@@ -161,17 +179,24 @@ class NftBackend:
         hints, keep_raw = self._hints, self._keep_raw
         position = 0
         seen: set[int | None] = set()
+        order = scan.order.setdefault(chain, [])
+        handles = scan.handles.setdefault(chain, [])
         answer = netlink.dump(self._open(), request, f"reading {where}")
         try:
             for buffer, offset, end in answer:
                 position += 1
                 message = buffer[offset:end]
-                if any(hint in message for hint in hints):
+                hinted = any(hint in message for hint in hints)
+                if hinted or keep_raw:
                     rule = parse_rule(message, scan.table, chain, position, keep_raw=keep_raw)
                     # A dump that is interrupted may show a rule twice.
                     if rule.handle not in seen:
                         seen.add(rule.handle)
-                        scan.rules.append(rule)
+                        if hinted:
+                            scan.rules.append(rule)
+                        if rule.identity is not None and rule.handle is not None:
+                            order.append(rule.identity)
+                            handles.append(rule.handle)
                 if position == limit:
                     scan.complete = False
                     # The rest of the answer would be read as that of the next question.
@@ -222,9 +247,20 @@ class NftBackend:
 
     def delete(self, scan: Scan, rules: Sequence[Rule]) -> None:
         """Delete ``rules`` in one transaction; see :class:`netsweep.backends.Transaction`."""
+        self._commit(scan, _delete_messages(rules), f"deleting rules of {scan.table}")
+
+    def insert(self, scan: Scan, additions: Sequence[Addition]) -> None:
+        """Put rules back in one transaction; see :class:`netsweep.backends.Transaction`."""
+        messages = [m for addition in additions for m in _insert_messages(scan, addition)]
+        self._commit(scan, messages, f"inserting rules into {scan.table}")
+
+    def _commit(self, scan: Scan, messages: Sequence[bytes], doing: str) -> None:
         if self._table_handles().get(scan.table) != scan.token:
             raise ContentionError(f"table {scan.table} was replaced")
-        send_batch(self._open(), _delete_messages(rules), f"deleting rules of {scan.table}")
+        sock = self._open()
+        # A batch goes in one send, which the buffer has to be large enough for.
+        sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * sum(map(len, messages)) + 2**16)
+        send_batch(sock, messages, doing)
 
 
 class _Transaction:
@@ -234,6 +270,9 @@ class _Transaction:
 
     def delete(self, rules: Sequence[Rule]) -> None:
         self._backend.delete(self.scan, rules)
+
+    def insert(self, additions: Sequence[Addition]) -> None:
+        self._backend.insert(self.scan, additions)
 
 
 def _request(message_class: Any, kind: int, flags: int, attributes: list[tuple[str, Any]]) -> bytes:
@@ -257,6 +296,29 @@ def _delete_messages(rules: Iterable[Rule]) -> list[bytes]:
             templates[key] = _request(nft_rule_msg, NFT_MSG_DELRULE, NLM_F_REQUEST, attributes)[:-8]
         messages.append(templates[key] + struct.pack(">Q", rule.handle))
     return messages
+
+
+def _insert_messages(scan: Scan, addition: Addition) -> Iterator[bytes]:
+    """The messages that put rules back: before a rule that is there, else at the chain's end."""
+    handles = scan.handles[addition.chain]
+    at_end = addition.place >= len(handles)
+    flags = NLM_F_REQUEST | NLM_F_CREATE | (NLM_F_APPEND if at_end else 0)
+    attributes = [("NFTA_RULE_TABLE", scan.table), ("NFTA_RULE_CHAIN", addition.chain)]
+    head = _request(nft_rule_msg, NFT_MSG_NEWRULE, flags, attributes)
+    for raw in addition.rules:
+        expressions, userdata, protocol = _unpack_raw(raw)
+        body = _attribute(_RULE_EXPRESSIONS | _NESTED, expressions)
+        if userdata:
+            body += _attribute(_RULE_USERDATA, userdata)
+        if protocol:
+            body += _attribute(_RULE_COMPAT | _NESTED, protocol)
+        if not at_end:
+            body += _attribute(_RULE_POSITION, struct.pack(">Q", handles[addition.place]))
+        yield struct.pack("=I", len(head) + len(body)) + head[4:] + body
+
+
+def _attribute(kind: int, data: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(data), kind) + data + bytes(-len(data) % 4)
 
 
 def send_batch(sock: netlink.Socket, messages: Sequence[bytes], doing: str) -> None:
@@ -321,6 +383,7 @@ def parse_rule(message: bytes, table: str, chain: str, position: int, *, keep_ra
     for _, start, stop in netlink.attributes(message, *expressions):
         reading.take(parse_expression(message[start:stop]))
     comments = [*reading.comments, *_userdata_comments(userdata)]
+    raw, identity, lost = _what_restores(message, expressions, userdata) if keep_raw else (None, None, None)
     return Rule(
         "nft",
         table,
@@ -334,12 +397,51 @@ def parse_rule(message: bytes, table: str, chain: str, position: int, *, keep_ra
         target=reading.target,
         comment=" ".join(dict.fromkeys(comments)) if comments else None,
         opaque=reading.opaque,
-        raw=_pack_raw(message[slice(*expressions)], userdata) if keep_raw else None,
+        raw=raw,
+        identity=identity,
+        lost=lost,
     )
 
 
-def _pack_raw(expressions: bytes, userdata: bytes) -> bytes:
-    return struct.pack("=I", len(expressions)) + expressions + userdata
+def _what_restores(message: bytes, expressions: tuple[int, int], userdata: bytes) -> tuple[bytes, bytes, str | None]:
+    """The rule as the kernel wants it back, its identity, and what would be missing.
+
+    The kernel shows everything of a rule but NFTA_RULE_COMPAT: the protocol that xt matches and
+    targets are checked against, which iptables-nft gives beside the expressions that match it. The
+    identity leaves out the expressions that count.
+    """
+    identity = blake2b(userdata, digest_size=16)
+    lost = None
+    protocol = b""
+    protocol_loaded = False
+    for _, start, stop in netlink.attributes(message, *expressions):
+        expression = message[start:stop]
+        found = _found(expression)
+        name, data = found.get(1, b"").partition(b"\0")[0], _found(found.get(2, b""))
+        if name not in _COUNTING:
+            identity.update(expression)
+        if name in _REFERRING and (anonymous := _ANONYMOUS.search(expression)):
+            lost = f"refers to the anonymous {anonymous.group().decode('ascii')}, which goes with the rule"
+        if name == b"cmp" and protocol_loaded:
+            value = _found(data.get(3, b"")).get(1, b"\0")
+            flags = _COMPAT_INVERTED if _number(data, 2) == _CMP_NEQ else 0
+            protocol = _attribute(1, struct.pack(">I", value[0])) + _attribute(2, struct.pack(">I", flags))
+        is_l4proto = name == b"meta" and _number(data, _META_KEY) == _META_L4PROTO
+        is_ip_protocol = name == b"payload" and (_number(data, 2), _number(data, 3), _number(data, 4)) == _IP_PROTOCOL
+        protocol_loaded = is_l4proto or is_ip_protocol
+    parts = (message[slice(*expressions)], userdata, protocol)
+    raw = b"".join(struct.pack("=I", len(part)) + part for part in parts)
+    return raw, identity.digest(), lost
+
+
+def _unpack_raw(raw: bytes) -> list[bytes]:
+    """Expressions, user data and the content of NFTA_RULE_COMPAT, each behind its length."""
+    parts = []
+    while raw:
+        size = struct.unpack_from("=I", raw)[0]
+        parts.append(raw[4 : 4 + size])
+        raw = raw[4 + size :]
+    return parts
 
 
 class _Reading:
