@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from netsweep.errors import UsageError
@@ -14,11 +14,13 @@ from netsweep.rules import Interface, Rule
 INTERFACE_NAME_MAX = 15
 """IFNAMSIZ (linux/if.h) without the closing NUL."""
 
+CLAIMS_MAX = 2**14
+"""How many claims are remembered: more than most sweeps delete, in 4 MB."""
+
 _PREFIX = re.compile(rf"[A-Za-z0-9._-]{{1,{INTERFACE_NAME_MAX - 1}}}")
 
 # A letter or digit of any script. A byte that is no UTF-8 (a surrogate escape) may have been a
 # letter in the encoding it was written in, so it counts as one: in doubt the rule is not ours.
-_NO_WORD_BEFORE = r"(?<![^\W_])(?<![\udc80-\udcff])"
 _NO_WORD_AFTER = r"(?![^\W_])(?![\udc80-\udcff])"
 
 
@@ -43,8 +45,7 @@ class Finding(NamedTuple):
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """What a rule says about our bridges, whoever is alive.
 
     ``settled`` is the verdict that no list of live names can change, with its reason; ``bridge`` is
@@ -83,18 +84,13 @@ class Ownership:
                 )
         self.prefixes = tuple(prefixes)
         self.protected = tuple(protected)
-        ours = rf"(?:{_any_of(prefixes)})[0-9a-f]+"
-        self._name = re.compile(ours)
-        # A separator has to stand before the name: a comment that is nothing but a name is not ours.
-        self._at_end = re.compile(rf"(?s:(?<=.)){_NO_WORD_BEFORE}({ours})\Z")
-        self._mentioned = re.compile(rf"{_NO_WORD_BEFORE}{ours}{_NO_WORD_AFTER}")
+        self._is_name = re.compile(rf"(?:{'|'.join(map(re.escape, prefixes))})[0-9a-f]+").fullmatch
+        self._mentions = re.compile(rf"(?:{_word_begins(prefixes)})[0-9a-f]+{_NO_WORD_AFTER}").finditer
         self._protected_mention = re.compile(
-            rf"{_NO_WORD_BEFORE}(?:{_any_of(protected)})(?:[0-9a-f]*{_NO_WORD_AFTER}|[^\W_]*\Z)"
-            if protected
-            else r"(?!)"
-        )
-        # Most rules name one bridge and nothing else: those of one bridge share their claim.
-        self._plain: dict[str, Claim] = {}
+            rf"(?:{_word_begins(protected)})(?:[0-9a-f]*{_NO_WORD_AFTER}|[^\W_]*\Z)" if protected else r"(?!)"
+        ).search
+        # A sweep decides twice, without the lock and under it, where the second time has to be short.
+        self._claim = lru_cache(maxsize=CLAIMS_MAX)(self._read_claim)
 
     @property
     def hints(self) -> tuple[bytes, ...]:
@@ -106,18 +102,24 @@ class Ownership:
 
     def claim(self, rule: Rule) -> Claim | None:
         """Say what ``rule`` claims; ``None`` where it has nothing to do with us."""
-        interfaces = [i for i in (rule.in_interface, rule.out_interface) if i]
-        comment = rule.comment or ""
-        named = [i for i in interfaces if not i.wildcard and self._name.fullmatch(i.name)]
-        at_end = self._at_end.search(comment)
-        own_comment = at_end.group(1) if at_end else None
+        return self._claim(rule.in_interface, rule.out_interface, rule.comment or "", rule.opaque)
+
+    def _read_claim(
+        self, in_interface: Interface | None, out_interface: Interface | None, comment: str, opaque: str | None
+    ) -> Claim | None:
+        interfaces = [i for i in (in_interface, out_interface) if i]
+        named = [i for i in interfaces if not i.wildcard and self._is_name(i.name)]
+        mentions = list(self._mentions(comment))
+        # A separator has to stand before the name: a comment that is nothing but a name is not ours.
+        at_end = mentions and mentions[-1].end() == len(comment) and mentions[-1].start() > 0
+        own_comment = mentions[-1].group() if at_end else None
         matched = next((i.name for i in named if not i.negated), None)
         bridge = matched or own_comment or (named[0].name if named else None)
 
         for i in interfaces:
             if not i.wildcard and i.name.startswith(self.protected or ("\0",)):
                 return Claim(i.name, settled=Verdict.PROTECTED, reason=f"names {i.name}, which is protected")
-        if mention := self._protected_mention.search(comment):
+        if mention := self._protected_mention(comment):
             name = mention.group()
             return Claim(name, settled=Verdict.PROTECTED, reason=f"its comment names {name}, which is protected")
         for i in interfaces:
@@ -125,9 +127,9 @@ class Ownership:
                 return Claim(str(i).lstrip("!"), settled=Verdict.WILDCARD, reason=f"matches interfaces by wildcard {i}")
         if bridge is None:
             return self._near_miss(interfaces, comment)
-        if rule.opaque:
-            return Claim(bridge, settled=Verdict.WILDCARD, reason=rule.opaque)
-        names = tuple(dict.fromkeys([i.name for i in named] + self._mentioned.findall(comment)))
+        if opaque:
+            return Claim(bridge, settled=Verdict.WILDCARD, reason=opaque)
+        names = tuple(dict.fromkeys([i.name for i in named] + [mention.group() for mention in mentions]))
         if own_comment is None and all(i.negated for i in named):
             return Claim(
                 bridge,
@@ -135,13 +137,7 @@ class Ownership:
                 Verdict.NEGATED,
                 f"names {bridge} only in a negated match, so it still matches live traffic",
             )
-        if names != (bridge,):
-            return Claim(bridge, names)
-        try:
-            return self._plain[bridge]
-        except KeyError:
-            claim = self._plain[bridge] = Claim(bridge, names)
-            return claim
+        return Claim(bridge, names)
 
     def _overlaps(self, wildcard: str) -> bool:
         return any(p.startswith(wildcard) or wildcard.startswith(p) for p in (*self.prefixes, *self.protected))
@@ -162,8 +158,13 @@ class Ownership:
         return None
 
 
-def _any_of(names: Iterable[str]) -> str:
-    return "|".join(map(re.escape, names))
+def _word_begins(names: Iterable[str]) -> str:
+    """A pattern for any of ``names`` that no letter or digit stands before.
+
+    What stands before is looked at last: a search for the names themselves is many times faster.
+    """
+    escaped = map(re.escape, names)
+    return "|".join(rf"{name}(?<![^\W_]{name})(?<![\udc80-\udcff]{name})" for name in escaped)
 
 
 def decide(
@@ -178,21 +179,31 @@ def decide(
     only after all of ``rules`` have been taken in: rules first, then interfaces, because a bridge is
     older than its rules. ``leased`` are the bridges whose lease names a running process.
     """
-    claimed = [(rule, claim) for rule in rules if (claim := ownership.claim(rule))]
-    live: Collection[str] = ()
-    if any(claim.settled in (None, Verdict.NEGATED) for _, claim in claimed):
-        live = live_names()
-    return [_judge(rule, claim, live, leased) for rule, claim in claimed]
+    rules = list(rules)
+    live: Collection[str] | None = None
+    findings = []
+    for rule in rules:
+        claim = ownership.claim(rule)
+        if claim is None:
+            continue
+        if live is None and claim.names:
+            live = live_names()
+        findings.append(_judge(rule, claim, live or (), leased))
+    return findings
 
 
 def _judge(rule: Rule, claim: Claim, live: Collection[str], leased: Collection[str]) -> Finding:
-    for name in claim.names:
+    bridge, names, settled, reason = claim
+    for name in names:
         if name in live:
             return Finding(rule, Verdict.LIVE, name, f"{name} exists")
-    for name in claim.names:
+    for name in names:
         if name in leased:
             return Finding(rule, Verdict.LEASED, name, f"a running process holds a lease for {name}")
-    if claim.settled:
-        return Finding(rule, claim.settled, claim.bridge, claim.reason)
-    reason = "bridge is gone" if len(claim.names) == 1 else "all bridges it names are gone"
-    return Finding(rule, Verdict.ORPHAN, claim.bridge, reason)
+    if settled:
+        return Finding(rule, settled, bridge, reason)
+    return Finding(rule, Verdict.ORPHAN, bridge, _GONE if len(names) == 1 else _ALL_GONE)
+
+
+_GONE = "bridge is gone"
+_ALL_GONE = "all bridges it names are gone"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from netsweep.errors import UsageError
@@ -54,8 +53,7 @@ class Interface(NamedTuple):
         return f"{'!' if self.negated else ''}{self.name}{'+' if self.wildcard else ''}"
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(NamedTuple):
     """A rule as it stood in its chain when it was read.
 
     ``position`` counts from 1 as ``iptables -L --line-numbers`` does; ``handle`` is nf_tables' own

@@ -13,7 +13,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from netsweep import leases
@@ -31,8 +31,9 @@ T = TypeVar("T")
 
 BACKENDS = ("legacy", "nft")
 LOOK_MAX = 12_000
-"""Rules of one nf_tables chain that a sweep reads at a time. The kernel starts each 32 KiB of a dump
-from the head of the chain, so a dump's time grows with the square of its length."""
+"""Rules of one chain that a sweep reads before it deletes the orphans among them. The kernel starts
+each 32 KiB of an nf_tables dump from the head of the chain, so a dump's time grows with the square of
+its length."""
 
 _PAUSE = 0.002
 """Seconds before a retry: longer than the transaction that got in between, shorter than is felt."""
@@ -222,14 +223,16 @@ class _Run:
     def sweep(self) -> None:
         """Look and delete until a look has seen everything."""
         deadline = time.monotonic() + self.options.wait
+        limit: int | None = LOOK_MAX
         while True:
-            self.look(limit=LOOK_MAX)
+            self.look(limit)
             complete = all(look.scan.complete for look in self._looks)
             if not any(look.orphans for look in self._looks):
                 if complete:
                     return
+                # So many rules that stay: the orphans are behind them, if there are any.
+                limit = None
                 if time.monotonic() > deadline:
-                    self._warn(_CHANGING)
                     return
             else:
                 deleted = self.report.deleted
@@ -304,7 +307,7 @@ class _Run:
             rule = finding.rule
             self._swept[look.backend.name, rule.table][rule.chain] += 1
             if ahead := look.before[rule.chain]:
-                finding = finding._replace(rule=replace(rule, position=rule.position + ahead))
+                finding = finding._replace(rule=rule._replace(position=rule.position + ahead))
             self.report.orphans.append(finding)
 
     def _sum_up(self) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 from netsweep.backends import Addition, Scan, Transaction
 from netsweep.errors import ContentionError, NetsweepError
@@ -34,7 +33,7 @@ class FakeBackend:
 
     def append(self, rule: Rule) -> None:
         """Put ``rule`` at the end of its chain and give it a handle of its own."""
-        self._chains[ChainRef(rule.table, rule.chain)].append(replace(rule, handle=next(self._handles)))
+        self._chains[ChainRef(rule.table, rule.chain)].append(rule._replace(handle=next(self._handles)))
 
     def remove(self, rule: Rule) -> None:
         """Take away the rule that has the handle of ``rule``."""
@@ -51,7 +50,7 @@ class FakeBackend:
 
     def rules(self, chain: ChainRef) -> list[Rule]:
         """The rules of ``chain`` as they stand now, with their positions."""
-        return [replace(rule, position=n) for n, rule in enumerate(self._chains[chain], 1)]
+        return [rule._replace(position=n) for n, rule in enumerate(self._chains[chain], 1)]
 
     def tables(self) -> Collection[str]:
         return list(dict.fromkeys(chain.table for chain in self._chains))

@@ -20,6 +20,7 @@ import threading
 import types
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -41,8 +42,8 @@ offset of the next entry (which is this one's size)."""
 ENTRY_SIZE = 112
 """Bytes of ``struct ipt_entry``, counters included; the matches follow, then the target."""
 
-_SIZES = struct.Struct("=HH")
-_SIZES_OFFSET = 88
+_SIZE = struct.Struct("=H")
+_SIZE_OFFSET = 90
 
 _EXTENSION = struct.Struct("=H29sB")
 """``struct xt_entry_match`` and ``xt_entry_target``: size with data, name, revision."""
@@ -58,6 +59,13 @@ _INVERT_IN, _INVERT_OUT, _INVERT_SOURCE, _INVERT_DESTINATION = 0x01, 0x02, 0x08,
 
 _VERDICTS = {-1: "DROP", -2: "ACCEPT", -4: "QUEUE", -5: "RETURN"}
 """A standard target's verdict is ``-NF_VERDICT - 1``; RETURN is XT_RETURN (x_tables.h)."""
+
+KNOWN_MAX = 10_000
+"""How many rules of a chain are remembered: above that, reading them again is worth its memory."""
+
+_M_MMAP_THRESHOLD = -3
+_MMAP_THRESHOLD = 128 * 1024
+"""malloc.h; the value is glibc's own initial one (mallopt(3))."""
 
 _SONAMES = {
     "ip4tc": ("libip4tc.so.2", "libip4tc.so.0"),
@@ -103,13 +111,14 @@ class LegacyBackend:
     def __init__(self, hints: Sequence[bytes], *, keep_raw: bool = False) -> None:
         self._hints = tuple(hints)
         self._keep_raw = keep_raw
+        self._known: dict[tuple[str, str], dict[bytes, Rule | None]] = {}
 
     def tables(self) -> Collection[str]:
         return existing_tables()
 
     def scan(self, table: str, chains: Sequence[str], limit: int | None = None) -> Scan:
         with _open(table) as handle:
-            return self._read(handle, table, chains)
+            return self._read(handle, table, chains, limit)
 
     def writing(self, times: LockTimes, timeout: float) -> AbstractContextManager[None]:
         from netsweep import locks  # only a sweep needs it, and filelock takes long to import
@@ -124,33 +133,66 @@ class LegacyBackend:
     def close(self) -> None:
         pass
 
-    def _read(self, handle: int, table: str, chains: Sequence[str]) -> Scan:
+    def _read(self, handle: int, table: str, chains: Sequence[str], limit: int | None = None) -> Scan:
         scan = Scan(table, chains)
-        hints, string_at, unpack_sizes = self._hints, ctypes.string_at, _SIZES.unpack_from
-        lib = _libiptc()
         for chain in chains:
-            name = chain.encode()
-            if not lib.is_chain(name, handle):
+            if not _libiptc().is_chain(chain.encode(), handle):
                 scan.missing.append(chain)
-                continue
-            position = 0
-            order = scan.order.setdefault(chain, []) if self._keep_raw else None
-            entry = lib.first_rule(name, handle)
-            while entry:
-                position += 1
-                head = string_at(entry, ENTRY_SIZE)
-                raw = string_at(entry, max(unpack_sizes(head, _SIZES_OFFSET)[1], ENTRY_SIZE))
-                hinted = any(hint in raw for hint in hints)
-                if hinted or order is not None:
-                    target = lib.get_target(entry, handle)
-                    rule = parse_entry(raw, table, chain, position, target, keep_raw=self._keep_raw)
-                    if hinted:
-                        scan.rules.append(rule)
-                    if order is not None and rule.identity is not None:
-                        order.append(rule.identity)
-                entry = lib.next_rule(entry, handle)
-            scan.scanned += position
+            elif self._keep_raw:
+                self._read_all(scan, handle, chain)
+            else:
+                self._read_hinted(scan, handle, chain, limit)
         return scan
+
+    def _read_all(self, scan: Scan, handle: int, chain: str) -> None:
+        order = scan.order.setdefault(chain, [])
+        for position, (entry, raw) in enumerate(_entries(handle, chain), 1):
+            target = _libiptc().get_target(entry, handle)
+            rule = parse_entry(raw, scan.table, chain, position, target, keep_raw=True)
+            order.append(rule.identity or b"")
+            if self._is_hinted(raw):
+                scan.rules.append(rule)
+        scan.scanned += len(order)
+
+    def _read_hinted(self, scan: Scan, handle: int, chain: str, limit: int | None) -> None:
+        # The second reading of a sweep, which has the lock, meets the rules of the first: equal bytes
+        # are the same rule, whatever its counters and its position have become.
+        lib, known, found = _libiptc(), self._known.setdefault((scan.table, chain), {}), scan.rules.append
+        position = 0
+        for entry, raw in _entries(handle, chain):
+            position += 1
+            own = raw[:_NFCACHE_OFFSET] + raw[ENTRY_SIZE:]
+            try:
+                rule = known[own]
+            except KeyError:
+                rule = None
+                lasting = True
+                if self._is_hinted(raw):
+                    target = lib.get_target(entry, handle)
+                    rule = parse_entry(raw, scan.table, chain, position, target)
+                    # The bytes of a jump hold an offset, which may mean another chain next time.
+                    lasting = bool(target) and not lib.is_chain(target, handle)
+                if lasting and len(known) < KNOWN_MAX:
+                    known[own] = rule
+            if rule:
+                found(rule if rule.position == position else rule._replace(position=position))
+            if position == limit:
+                scan.complete = False
+                break
+        scan.scanned += position
+
+    def _is_hinted(self, raw: bytes) -> bool:
+        return any(map(raw.__contains__, self._hints))
+
+
+def _entries(handle: int, chain: str) -> Iterator[tuple[int, bytes]]:
+    """Each rule of ``chain``: its address, and a copy of its bytes."""
+    string_at, unpack_size, following = ctypes.string_at, _SIZE.unpack_from, _libiptc().next_rule
+    entry = _libiptc().first_rule(chain.encode(), handle)
+    while entry:
+        (size,) = unpack_size(string_at(entry, ENTRY_SIZE), _SIZE_OFFSET)
+        yield entry, string_at(entry, max(size, ENTRY_SIZE))
+        entry = following(entry, handle)
 
 
 class _Transaction:
@@ -190,10 +232,9 @@ def parse_entry(
     """
     if len(raw) < ENTRY_SIZE:
         raise MalformedEntryError(f"a rule of {table}/{chain} is cut off")
-    (source, destination, source_mask, destination_mask, in_name, out_name, in_mask, out_mask, *rest) = (
-        ENTRY.unpack_from(raw)
-    )
-    inverted, target_offset, size = rest[2:]
+    fields = ENTRY.unpack_from(raw)
+    source, destination, source_mask, destination_mask, in_name, out_name, in_mask, out_mask = fields[:8]
+    inverted, target_offset, size = fields[10:]
     if not ENTRY_SIZE <= target_offset <= size - _EXTENSION_SIZE or size > len(raw):
         raise MalformedEntryError(f"rule {position} of {table}/{chain} has wrong offsets")
     comment = None
@@ -214,10 +255,10 @@ def parse_entry(
         table,
         chain,
         position,
-        in_interface=_interface(in_name, in_mask, bool(inverted & _INVERT_IN)),
-        out_interface=_interface(out_name, out_mask, bool(inverted & _INVERT_OUT)),
-        source=_network(source, source_mask, bool(inverted & _INVERT_SOURCE)),
-        destination=_network(destination, destination_mask, bool(inverted & _INVERT_DESTINATION)),
+        in_interface=_interface(in_name, in_mask, inverted & _INVERT_IN),
+        out_interface=_interface(out_name, out_mask, inverted & _INVERT_OUT),
+        source=_network(source, source_mask, inverted & _INVERT_SOURCE),
+        destination=_network(destination, destination_mask, inverted & _INVERT_DESTINATION),
         target=_target(raw, target_offset, size, target),
         comment=comment,
         raw=kept,
@@ -241,7 +282,7 @@ def _what_restores(raw: bytes, target_offset: int, target: bytes | None) -> tupl
     if not entry[name.start]:
         entry[name] = (target or b"").ljust(_NAME_SIZE, b"\0")
         entry[target_offset + _EXTENSION_SIZE : target_offset + _EXTENSION_SIZE + 4] = bytes(4)
-    own = bytes(entry[:_NFCACHE_OFFSET] + entry[_SIZES_OFFSET : _SIZES_OFFSET + 4] + entry[ENTRY_SIZE:])
+    own = bytes(entry[:_NFCACHE_OFFSET] + entry[_SIZE_OFFSET - 2 : _SIZE_OFFSET + 2] + entry[ENTRY_SIZE:])
     return bytes(entry), blake2b(own, digest_size=16).digest()
 
 
@@ -257,7 +298,8 @@ def _text(field: bytes) -> str:
     return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
 
 
-def _interface(name: bytes, mask: bytes, negated: bool) -> Interface | None:
+@lru_cache(maxsize=1024)  # the rules of one bridge stand together
+def _interface(name: bytes, mask: bytes, negated: int) -> Interface | None:
     if name[0] == 0 and mask[0] == 0:
         return None
     text = name.split(b"\0", 1)[0]
@@ -266,10 +308,10 @@ def _interface(name: bytes, mask: bytes, negated: bool) -> Interface | None:
     wildcard = covered <= len(text)
     if wildcard:
         text = text[:covered]
-    return Interface(text.decode("utf-8", "surrogateescape"), wildcard, negated)
+    return Interface(text.decode("utf-8", "surrogateescape"), wildcard, bool(negated))
 
 
-def _network(address: bytes, mask: bytes, negated: bool) -> str | None:
+def _network(address: bytes, mask: bytes, negated: int) -> str | None:
     if mask == b"\0\0\0\0":
         return None
     bits = int.from_bytes(mask, "big")
@@ -318,6 +360,7 @@ class _Library:
     """
 
     def __init__(self, iptc: Any) -> None:
+        _read_into_fresh_memory()
         text, handle, entry, number = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint
 
         def bind(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
@@ -334,6 +377,17 @@ class _Library:
         self.insert_entry = bind("insert_entry", ctypes.c_int, text, ctypes.c_char_p, number, handle)
         self.delete_num_entry = bind("delete_num_entry", ctypes.c_int, text, number, handle)
         self.strerror = bind("strerror", text, ctypes.c_int)
+
+
+def _read_into_fresh_memory() -> None:
+    """Let large buffers be fresh pages each time, by switching off glibc's own adjustment.
+
+    libiptc does not clear the buffer that a table is read into, and the kernel leaves gaps in it: the
+    same rule would not have the same bytes the next time.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
 
 
 _loaded: _Library | None = None
