@@ -61,7 +61,7 @@ class Interfaces:
 
 def _names(buffer: bytes, offset: int, end: int) -> list[str]:
     return [
-        buffer[start:stop].split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
-        for kind, start, stop in attributes(buffer, offset + HEADER.size + _IFINFOMSG_SIZE, end)
+        data.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+        for kind, data in attributes(buffer, offset + HEADER.size + _IFINFOMSG_SIZE, end)
         if kind == _IFLA_IFNAME
     ]

@@ -120,8 +120,9 @@ class Journal:
         rules = []
         for finding in batch:
             rule = finding.rule
-            if rule.lost or rule.raw is None or rule.identity is None:
-                reason = rule.lost or "cannot be kept"
+            undo = rule.undo
+            if undo is None or undo.lost:
+                reason = undo.lost if undo else "cannot be kept"
                 raise NetsweepError(
                     f"rule {rule.position} of {backend.name} {rule.table}/{rule.chain} {reason}: "
                     "it could not be put back, so nothing was deleted; sweep without --journal to delete it"
@@ -132,10 +133,10 @@ class Journal:
                     "chain": rule.chain,
                     "position": rule.position,
                     "comment": rule.comment,
-                    "identity": rule.identity.hex(),
+                    "identity": undo.identity.hex(),
                     "after": _anchor_out(place.after),
                     "before": _anchor_out(place.before),
-                    "raw": base64.b64encode(rule.raw).decode("ascii"),
+                    "raw": base64.b64encode(undo.raw).decode("ascii"),
                 }
             )
         self._entries += 1

@@ -104,11 +104,15 @@ def error_code(buffer: bytes, offset: int, end: int) -> int:
     return -code if code < 0 else 0
 
 
-def attributes(buffer: bytes, offset: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield ``(type, start, end)`` of each attribute (``struct nlattr``) between two offsets."""
+def attributes(buffer: bytes, offset: int = 0, end: int | None = None) -> list[tuple[int, bytes]]:
+    """The type and data of each attribute (``struct nlattr``) between two offsets."""
+    if end is None:
+        end = len(buffer)
+    unpack, found = _ATTRIBUTE.unpack_from, []
     while end - offset >= 4:
-        length, kind = _ATTRIBUTE.unpack_from(buffer, offset)
+        length, kind = unpack(buffer, offset)
         if length < 4 or offset + length > end:
             raise MalformedError("netlink: an attribute has a wrong length")
-        yield kind & _TYPE_MASK, offset + 4, offset + length
+        found.append((kind & _TYPE_MASK, buffer[offset + 4 : offset + length]))
         offset += length + 3 & ~3
+    return found

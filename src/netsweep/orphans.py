@@ -14,8 +14,8 @@ from netsweep.rules import Interface, Rule
 INTERFACE_NAME_MAX = 15
 """IFNAMSIZ (linux/if.h) without the closing NUL."""
 
-CLAIMS_MAX = 2**14
-"""How many claims are remembered: more than most sweeps delete, in 4 MB."""
+CLAIMS_MAX = 10_000
+"""How many claims are remembered: more than most sweeps delete, in 3 MB."""
 
 _PREFIX = re.compile(rf"[A-Za-z0-9._-]{{1,{INTERFACE_NAME_MAX - 1}}}")
 
@@ -89,8 +89,7 @@ class Ownership:
         self._protected_mention = re.compile(
             rf"(?:{_word_begins(protected)})(?:[0-9a-f]*{_NO_WORD_AFTER}|[^\W_]*\Z)" if protected else r"(?!)"
         ).search
-        # A sweep decides twice, without the lock and under it, where the second time has to be short.
-        self._claim = lru_cache(maxsize=CLAIMS_MAX)(self._read_claim)
+        self._known_claim = lru_cache(maxsize=CLAIMS_MAX)(self._claim)
 
     @property
     def hints(self) -> tuple[bytes, ...]:
@@ -100,11 +99,15 @@ class Ownership:
         """
         return tuple(name.encode() for name in (*self.prefixes, *self.protected))
 
-    def claim(self, rule: Rule) -> Claim | None:
-        """Say what ``rule`` claims; ``None`` where it has nothing to do with us."""
-        return self._claim(rule.in_interface, rule.out_interface, rule.comment or "", rule.opaque)
+    def claim(self, rule: Rule, *, remember: bool = False) -> Claim | None:
+        """Say what ``rule`` claims; ``None`` where it has nothing to do with us.
 
-    def _read_claim(
+        ``remember``: for the next time, as a sweep decides without the lock, and again under it.
+        """
+        claim = self._known_claim if remember else self._claim
+        return claim(rule.in_interface, rule.out_interface, rule.comment or "", rule.opaque)
+
+    def _claim(
         self, in_interface: Interface | None, out_interface: Interface | None, comment: str, opaque: str | None
     ) -> Claim | None:
         interfaces = [i for i in (in_interface, out_interface) if i]
@@ -180,10 +183,11 @@ def decide(
     older than its rules. ``leased`` are the bridges whose lease names a running process.
     """
     rules = list(rules)
+    few = len(rules) <= CLAIMS_MAX
     live: Collection[str] | None = None
     findings = []
     for rule in rules:
-        claim = ownership.claim(rule)
+        claim = ownership.claim(rule, remember=few)
         if claim is None:
             continue
         if live is None and claim.names:

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TextIO
 
 from netsweep import __version__
@@ -131,15 +132,17 @@ def _lock_dict(times: LockTimes | None) -> dict[str, Any] | None:
 
 
 def write_json(report: Report, out: TextIO) -> None:
-    """Write the report as one JSON object; rule by rule, as there may be very many."""
+    """Write the report as one JSON object; the rules by the hundred, as there may be very many."""
     separator = "{"
     for name, value in report._fields():
         out.write(f"{separator}{json.dumps(name)}: ")
         separator = ", "
         if name in _RULE_LISTS:
             out.write("[")
-            for number, rule in enumerate(value):
-                out.write(f"{', ' if number else ''}{json.dumps(rule)}")
+            written = 0
+            while rules := list(islice(value, 100)):
+                out.write(", " * bool(written) + json.dumps(rules)[1:-1])
+                written += len(rules)
             out.write("]")
         else:
             out.write(json.dumps(value))

@@ -53,15 +53,25 @@ class Interface(NamedTuple):
         return f"{'!' if self.negated else ''}{self.name}{'+' if self.wildcard else ''}"
 
 
+class Undo(NamedTuple):
+    """What it takes to put a rule back.
+
+    ``raw`` is for the backend that made it; ``identity`` is the same for rules that differ in nothing
+    but counters and place; ``lost`` says what could not be put back, where that is so.
+    """
+
+    raw: bytes
+    identity: bytes
+    lost: str | None = None
+
+
 class Rule(NamedTuple):
     """A rule as it stood in its chain when it was read.
 
     ``position`` counts from 1 as ``iptables -L --line-numbers`` does; ``handle`` is nf_tables' own
     number of the rule; ``comment`` holds bytes that are not UTF-8 as surrogate escapes (PEP 383).
     ``opaque`` says why the rule's interfaces cannot be told from its text, where that is so.
-    ``raw`` is what the backend needs to put the rule back, where it was asked to keep that;
-    ``identity`` is the same for rules that differ in nothing but counters and place;
-    ``lost`` says what could not be put back.
+    ``undo`` is there where the backend was asked for it.
     """
 
     backend: str
@@ -76,6 +86,4 @@ class Rule(NamedTuple):
     target: str | None = None
     comment: str | None = None
     opaque: str | None = None
-    raw: bytes | None = None
-    identity: bytes | None = None
-    lost: str | None = None
+    undo: Undo | None = None

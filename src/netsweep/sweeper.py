@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BACKENDS = ("legacy", "nft")
-LOOK_MAX = 12_000
+LOOK_MAX = 8_000
 """Rules of one chain that a sweep reads before it deletes the orphans among them. The kernel starts
 each 32 KiB of an nf_tables dump from the head of the chain, so a dump's time grows with the square of
 its length."""
@@ -154,7 +154,7 @@ def restore(path: str, wait: float) -> Report:
 
     Options(wait=wait, journal=path).check()
     require_net_admin()
-    return journal.restore(path, lambda name: open_backend(name, (), keep_raw=True), wait)
+    return journal.restore(path, lambda name: open_backend(name, (), keep_undo=True), wait)
 
 
 def sweep(options: Options) -> Report:
@@ -285,7 +285,7 @@ class _Run:
             look.scan = transaction.scan
             look.findings = self._decide(transaction.scan, leased)
             orphans = look.orphans
-            size = backend.batch or len(orphans)
+            size = transaction.batch or len(orphans)
             for start in range(0, len(orphans), size):
                 batch = orphans[start : start + size]
                 if self._journal:
@@ -322,7 +322,7 @@ class _Run:
     def _open_backends(self) -> None:
         names = BACKENDS if self.options.backend == "auto" else (self.options.backend,)
         for name in names:
-            backend = open_backend(name, self._ownership.hints, keep_raw=self.options.journal is not None)
+            backend = open_backend(name, self._ownership.hints, keep_undo=self.options.journal is not None)
             self._backends.append(backend)
             self._resources.callback(backend.close)
 
@@ -385,18 +385,18 @@ class _Run:
             self.report.warnings.append(text)
 
 
-def open_backend(name: str, hints: Sequence[bytes], *, keep_raw: bool) -> Backend:
-    """The backend called ``name``, for rules that hold one of ``hints``; ``keep_raw``: for undo.
+def open_backend(name: str, hints: Sequence[bytes], *, keep_undo: bool) -> Backend:
+    """The backend called ``name``, for rules that hold one of ``hints``; ``keep_undo``: for undo.
 
     Each is imported only here, as what a run does not need takes most of its time.
     """
     if name == "legacy":
         from netsweep.backends.legacy import LegacyBackend
 
-        return LegacyBackend(hints, keep_raw=keep_raw)
+        return LegacyBackend(hints, keep_undo=keep_undo)
     from netsweep.backends.nft import NftBackend
 
-    return NftBackend(hints, keep_raw=keep_raw)
+    return NftBackend(hints, keep_undo=keep_undo)
 
 
 def require_net_admin() -> None:

@@ -43,7 +43,7 @@ class Scan:
 class Addition(NamedTuple):
     """Rules to put into ``chain`` before the one at index ``place`` of the scan's order, or at its end.
 
-    ``rules`` are what :attr:`Rule.raw` held.
+    ``rules`` are what :attr:`netsweep.rules.Undo.raw` held.
     """
 
     chain: str
@@ -52,9 +52,13 @@ class Addition(NamedTuple):
 
 
 class Transaction(Protocol):
-    """A moment in which rules can be deleted."""
+    """A moment in which rules can be deleted.
+
+    ``batch``: the most rules one :meth:`delete` takes; ``None``: all, and only one call.
+    """
 
     scan: Scan
+    batch: int | None
 
     def delete(self, rules: Sequence[Rule]) -> None:
         """Delete ``rules``, all taken from ``scan`` and in its order, in one atomic step.
@@ -74,8 +78,6 @@ class Backend(Protocol):
 
     name: str
     family: str
-    batch: int | None
-    """The most rules one :meth:`Transaction.delete` takes; ``None``: all, and only one call."""
 
     def tables(self) -> Collection[str]:
         """The tables that exist. Creates none, loads no module."""

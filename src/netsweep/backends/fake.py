@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from netsweep.backends import Addition, Scan, Transaction
 from netsweep.errors import ContentionError, NetsweepError
 from netsweep.locks import LockTimes
-from netsweep.rules import ChainRef, Rule
+from netsweep.rules import ChainRef, Rule, Undo
 
 
 class FakeBackend:
-    """Rules by table and chain. ``batch`` as in :class:`netsweep.backends.Backend`.
+    """Rules by table and chain. ``batch`` as in :class:`netsweep.backends.Transaction`.
 
     ``before_delete`` is called at the start of each deletion: the place for a test to interfere.
     """
@@ -41,9 +41,9 @@ class FakeBackend:
         chain[:] = [r for r in chain if r.handle != rule.handle]
 
     def put_back(self, chain: ChainRef, addition: Addition) -> None:
-        """Insert the rules whose ``raw`` names are in ``addition``."""
+        """Insert the rules whose names are in ``addition``."""
         made = [
-            Rule("fake", *chain, 0, next(self._handles), comment=raw.decode(), raw=raw, identity=raw)
+            Rule("fake", *chain, 0, next(self._handles), comment=raw.decode(), undo=Undo(raw, raw))
             for raw in addition.rules
         ]
         self._chains[chain][addition.place : addition.place] = made
@@ -66,7 +66,7 @@ class FakeBackend:
             rules = self.rules(chain)
             scan.complete = scan.complete and (limit is None or len(rules) <= limit)
             scan.rules += rules[:limit]
-            scan.order[name] = [rule.identity or b"" for rule in rules[:limit]]
+            scan.order[name] = [rule.undo.identity if rule.undo else b"" for rule in rules[:limit]]
             scan.scanned += len(rules[:limit])
         return scan
 
@@ -87,6 +87,7 @@ class _Transaction:
         self._backend = backend
         self._committed = False
         self.scan = scan
+        self.batch = backend.batch
 
     def delete(self, rules: Sequence[Rule]) -> None:
         backend = self._backend

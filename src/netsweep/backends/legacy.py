@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from netsweep.backends import Addition, Scan, Transaction
 from netsweep.errors import ContentionError, NetsweepError, NoBackendError, NotPermittedError
-from netsweep.rules import Interface, Rule
+from netsweep.rules import Interface, Rule, Undo
 
 if TYPE_CHECKING:
     from netsweep.locks import LockTimes
@@ -59,9 +59,6 @@ _INVERT_IN, _INVERT_OUT, _INVERT_SOURCE, _INVERT_DESTINATION = 0x01, 0x02, 0x08,
 
 _VERDICTS = {-1: "DROP", -2: "ACCEPT", -4: "QUEUE", -5: "RETURN"}
 """A standard target's verdict is ``-NF_VERDICT - 1``; RETURN is XT_RETURN (x_tables.h)."""
-
-KNOWN_MAX = 10_000
-"""How many rules of a chain are remembered: above that, reading them again is worth its memory."""
 
 _M_MMAP_THRESHOLD = -3
 _MMAP_THRESHOLD = 128 * 1024
@@ -100,17 +97,16 @@ def existing_tables() -> list[str]:
 class LegacyBackend:
     """The x_tables rules of this network namespace.
 
-    ``hints``: rules that hold none of these byte strings are counted, not read. ``keep_raw``: fill
-    :attr:`Rule.raw`.
+    ``hints``: rules that hold none of these byte strings are counted, not read. ``keep_undo``: fill
+    :attr:`Rule.undo`.
     """
 
     name = "legacy"
     family = "ipv4"
-    batch: int | None = None
 
-    def __init__(self, hints: Sequence[bytes], *, keep_raw: bool = False) -> None:
+    def __init__(self, hints: Sequence[bytes], *, keep_undo: bool = False) -> None:
         self._hints = tuple(hints)
-        self._keep_raw = keep_raw
+        self._keep_undo = keep_undo
         self._known: dict[tuple[str, str], dict[bytes, Rule | None]] = {}
 
     def tables(self) -> Collection[str]:
@@ -118,7 +114,7 @@ class LegacyBackend:
 
     def scan(self, table: str, chains: Sequence[str], limit: int | None = None) -> Scan:
         with _open(table) as handle:
-            return self._read(handle, table, chains, limit)
+            return self._read(handle, table, chains, limit, remember=limit is not None)
 
     def writing(self, times: LockTimes, timeout: float) -> AbstractContextManager[None]:
         from netsweep import locks  # only a sweep needs it, and filelock takes long to import
@@ -128,37 +124,38 @@ class LegacyBackend:
     @contextmanager
     def transaction(self, scan: Scan) -> Iterator[Transaction]:
         with _open(scan.table) as handle:
-            yield _Transaction(handle, self._read(handle, scan.table, scan.chains))
+            yield _Transaction(handle, self._read(handle, scan.table, scan.chains, None, remember=False))
 
     def close(self) -> None:
         pass
 
-    def _read(self, handle: int, table: str, chains: Sequence[str], limit: int | None = None) -> Scan:
+    def _read(self, handle: int, table: str, chains: Sequence[str], limit: int | None, *, remember: bool) -> Scan:
         scan = Scan(table, chains)
         for chain in chains:
             if not _libiptc().is_chain(chain.encode(), handle):
                 scan.missing.append(chain)
-            elif self._keep_raw:
+            elif self._keep_undo:
                 self._read_all(scan, handle, chain)
             else:
-                self._read_hinted(scan, handle, chain, limit)
+                self._read_hinted(scan, handle, chain, limit, remember=remember)
         return scan
 
     def _read_all(self, scan: Scan, handle: int, chain: str) -> None:
         order = scan.order.setdefault(chain, [])
         for position, (entry, raw) in enumerate(_entries(handle, chain), 1):
             target = _libiptc().get_target(entry, handle)
-            rule = parse_entry(raw, scan.table, chain, position, target, keep_raw=True)
-            order.append(rule.identity or b"")
+            rule = parse_entry(raw, scan.table, chain, position, target, keep_undo=True)
+            if rule.undo:
+                order.append(rule.undo.identity)
             if self._is_hinted(raw):
                 scan.rules.append(rule)
         scan.scanned += len(order)
 
-    def _read_hinted(self, scan: Scan, handle: int, chain: str, limit: int | None) -> None:
+    def _read_hinted(self, scan: Scan, handle: int, chain: str, limit: int | None, *, remember: bool) -> None:
         # The second reading of a sweep, which has the lock, meets the rules of the first: equal bytes
         # are the same rule, whatever its counters and its position have become.
         lib, known, found = _libiptc(), self._known.setdefault((scan.table, chain), {}), scan.rules.append
-        position = 0
+        position, start = 0, len(scan.rules)
         for entry, raw in _entries(handle, chain):
             position += 1
             own = raw[:_NFCACHE_OFFSET] + raw[ENTRY_SIZE:]
@@ -172,11 +169,15 @@ class LegacyBackend:
                     rule = parse_entry(raw, scan.table, chain, position, target)
                     # The bytes of a jump hold an offset, which may mean another chain next time.
                     lasting = bool(target) and not lib.is_chain(target, handle)
-                if lasting and len(known) < KNOWN_MAX:
+                if lasting and remember:
                     known[own] = rule
             if rule:
                 found(rule if rule.position == position else rule._replace(position=position))
             if position == limit:
+                # So long a chain is read under the lock at leisure: here a part says whether there is
+                # work, and the rest is not worth its memory.
+                known.clear()
+                del scan.rules[start + limit // 8 :]
                 scan.complete = False
                 break
         scan.scanned += position
@@ -196,6 +197,8 @@ def _entries(handle: int, chain: str) -> Iterator[tuple[int, bytes]]:
 
 
 class _Transaction:
+    batch: int | None = None
+
     def __init__(self, handle: int, scan: Scan) -> None:
         self._handle = handle
         self.scan = scan
@@ -222,7 +225,7 @@ class _Transaction:
 
 
 def parse_entry(
-    raw: bytes, table: str, chain: str, position: int, target: bytes | None = None, *, keep_raw: bool = False
+    raw: bytes, table: str, chain: str, position: int, target: bytes | None = None, *, keep_undo: bool = False
 ) -> Rule:
     """Read one ``struct ipt_entry`` with its matches and target.
 
@@ -249,7 +252,6 @@ def parse_entry(
             text = raw[offset + _EXTENSION_SIZE : offset + min(match_size, _EXTENSION_SIZE + _COMMENT_SIZE)]
             comment = _text(text) if comment is None else f"{comment} {_text(text)}"
         offset += match_size
-    kept, identity = _what_restores(raw[:size], target_offset, target) if keep_raw else (None, None)
     return Rule(
         "legacy",
         table,
@@ -261,12 +263,11 @@ def parse_entry(
         destination=_network(destination, destination_mask, inverted & _INVERT_DESTINATION),
         target=_target(raw, target_offset, size, target),
         comment=comment,
-        raw=kept,
-        identity=identity,
+        undo=_undo(raw[:size], target_offset, target) if keep_undo else None,
     )
 
 
-def _what_restores(raw: bytes, target_offset: int, target: bytes | None) -> tuple[bytes, bytes]:
+def _undo(raw: bytes, target_offset: int, target: bytes | None) -> Undo:
     """The entry as libiptc wants it back, and its identity.
 
     libiptc takes a standard target by its name and finds out the verdict, or the offset to jump to,
@@ -283,7 +284,7 @@ def _what_restores(raw: bytes, target_offset: int, target: bytes | None) -> tupl
         entry[name] = (target or b"").ljust(_NAME_SIZE, b"\0")
         entry[target_offset + _EXTENSION_SIZE : target_offset + _EXTENSION_SIZE + 4] = bytes(4)
     own = bytes(entry[:_NFCACHE_OFFSET] + entry[_SIZE_OFFSET - 2 : _SIZE_OFFSET + 2] + entry[ENTRY_SIZE:])
-    return bytes(entry), blake2b(own, digest_size=16).digest()
+    return Undo(bytes(entry), blake2b(own, digest_size=16).digest())
 
 
 def _tidy_name(entry: bytearray, offset: int) -> int:
