@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -89,30 +91,77 @@ class Namespace:
         """What ``nft`` says of the whole namespace, handles included."""
         return self.run("nft", "-a", "list", "ruleset").stdout
 
+    def snapshot(self) -> list[str]:
+        """Every rule of both flavours with its counters, and for nf_tables its handle."""
+        return [*self.save("legacy"), *self.ruleset().splitlines()]
+
     def add_bridges(self, *names: str) -> None:
         batch = "".join(f"link add {name} type bridge\n" for name in names)
         self.run("ip", "-batch", "-", input=batch)
+
+    def enter(self) -> None:
+        """Move the calling thread into the namespace, for good."""
+        with open(f"/run/netns/{self.name}") as namespace:
+            if _libc.setns(namespace.fileno(), CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "setns")
 
     def inside(self, function: Callable[[], T]) -> T:
         """Call ``function`` in this process, in a thread that has entered the namespace."""
         result: list[T] = []
         failure: list[BaseException] = []
 
-        def enter() -> None:
+        def call() -> None:
             try:
-                with open(f"/run/netns/{self.name}") as namespace:
-                    if _libc.setns(namespace.fileno(), CLONE_NEWNET):
-                        raise OSError(ctypes.get_errno(), "setns")
+                self.enter()
                 result.append(function())
             except BaseException as error:
                 failure.append(error)
 
-        thread = threading.Thread(target=enter)
+        thread = threading.Thread(target=call)
         thread.start()
         thread.join()
         if failure:
             raise failure[0]
         return result[0]
+
+
+def complaint(done: subprocess.CompletedProcess[str], status: int) -> str:
+    """The one line on stderr of a netsweep that ended with ``status``."""
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("netsweep: ")
+    assert done.stderr.isascii()
+    line = done.stderr.removesuffix("\n")
+    assert line.isprintable(), f"not one clean line: {line!a}"
+    return line
+
+
+@contextmanager
+def unchanged(ns: Namespace) -> Iterator[None]:
+    """Check that the rules are the same afterwards, to the counter and the handle."""
+    before = ns.snapshot()
+    yield
+    assert ns.snapshot() == before
+
+
+@contextmanager
+def flocked(path: Path) -> Iterator[None]:
+    """Hold the lock on the file at ``path``, as the other users of that lock do."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def wait_until_queued(pid: int, path: Path) -> None:
+    """Wait until the process ``pid`` stands in the kernel's queue for the lock on ``path``."""
+    inode = f":{path.stat().st_ino} "
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        for line in Path("/proc/locks").read_text().splitlines():
+            if " -> " in line and inode in line and f" {pid} " in line:
+                return
+        time.sleep(0.001)
+    raise AssertionError("it never waited for the lock")
 
 
 @contextmanager

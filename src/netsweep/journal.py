@@ -1,9 +1,9 @@
 """Undo: what a sweep is about to delete, written down before, and put back on demand.
 
-A journal is a file of JSON lines: a header, then one entry for each transaction, on the disk before
-the transaction is sent. An entry holds its rules as the kernel had them, and for each the rules that
-stood before and after it and stay: that is the place to put it back to, whatever came or went
-elsewhere in the chain since.
+A journal is a file of JSON lines, each with a digest of its own: a header, then one entry for each
+transaction, on the disk before the transaction is sent. An entry holds its rules as the kernel had
+them, and for each the rules that stood before and after it and stay: that is the place to put it back
+to, whatever came or went elsewhere in the chain since.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from netsweep import __version__, locks
 from netsweep.backends import Addition, Backend, Scan
-from netsweep.errors import BusyError, ContentionError, NetsweepError, NotPermittedError
+from netsweep.errors import BusyError, ContentionError, NetsweepError, NotPermittedError, UsageError
 from netsweep.orphans import Finding
 from netsweep.report import BackendReport, Report
-from netsweep.rules import ChainRef
+from netsweep.rules import ChainRef, Undo
 from netsweep.safefile import create_regular, describe, open_regular
 
 FORMAT = 1
@@ -84,10 +85,13 @@ def find_place(order: Sequence[bytes], place: Place, standing: Mapping[bytes, Se
         found = standing.get(anchor.identity, ())
         return found[anchor.number] if anchor.number < len(found) else None
 
-    if place.after and (index := index_of(place.after)) is not None:
-        return index + 1
-    if place.before and (index := index_of(place.before)) is not None:
-        return index
+    after = index_of(place.after) if place.after else None
+    before = index_of(place.before) if place.before else None
+    if after is not None:
+        # Where they changed sides there is no place between them.
+        return after + 1 if before is None or after < before else None
+    if before is not None:
+        return before
     # A chain that nothing was left of: what was added since came behind it.
     return 0 if place == Place(None, None) else None
 
@@ -105,13 +109,33 @@ class Journal:
         except FileExistsError:
             raise NetsweepError(f"{_WHAT} {path!a} exists already: nothing was deleted; give a new name") from None
         self._entries = 0
+        self._sets: dict[int, str] = {}
         self._write({"netsweep_journal": FORMAT, "version": __version__, "written_at_unix": int(time.time())})
         self._sync_folder()
 
-    def record(self, backend: Backend, scan: Scan, orphans: Sequence[Finding], batch: Sequence[Finding]) -> None:
-        """Write an entry for ``batch``, part of the ``orphans`` of ``scan``, and wait until it is on the disk.
+    def check(self, orphans: Sequence[Finding]) -> None:
+        """Find out what has to be known of ``orphans`` besides their bytes.
 
-        Raises :class:`NetsweepError` where a rule could not be put back, or the file not be written.
+        Raises :class:`NetsweepError` where one of them could not be put back.
+        """
+        for finding in orphans:
+            rule, undo = finding.rule, _undo(finding)
+            lost = undo.lost
+            for number in undo.sets:
+                if number not in self._sets and (name := _set_name(number)):
+                    self._sets[number] = name
+                if number not in self._sets:
+                    lost = f"refers to ipset's set number {number}, whose name cannot be found out"
+            if lost:
+                raise NetsweepError(
+                    f"rule {rule.position} of {rule.backend} {rule.table}/{rule.chain} {lost}: "
+                    "it could not be put back, so nothing was deleted; sweep without --journal to delete it"
+                )
+
+    def record(self, backend: Backend, scan: Scan, orphans: Sequence[Finding], batch: Sequence[Finding]) -> None:
+        """Write an entry for ``batch``, part of the checked ``orphans`` of ``scan``, and wait until it is on the disk.
+
+        Raises :class:`NetsweepError` where the file cannot be written.
         """
         going: dict[str, list[int]] = defaultdict(list)
         for finding in orphans:
@@ -119,14 +143,7 @@ class Journal:
         place_of = {chain: places(scan.order[chain], positions) for chain, positions in going.items()}
         rules = []
         for finding in batch:
-            rule = finding.rule
-            undo = rule.undo
-            if undo is None or undo.lost:
-                reason = undo.lost if undo else "cannot be kept"
-                raise NetsweepError(
-                    f"rule {rule.position} of {backend.name} {rule.table}/{rule.chain} {reason}: "
-                    "it could not be put back, so nothing was deleted; sweep without --journal to delete it"
-                )
+            rule, undo = finding.rule, _undo(finding)
             place = place_of[rule.chain][rule.position]
             rules.append(
                 {
@@ -136,6 +153,8 @@ class Journal:
                     "identity": undo.identity.hex(),
                     "after": _anchor_out(place.after),
                     "before": _anchor_out(place.before),
+                    "jump": undo.jump,
+                    "sets": {self._sets[number]: number for number in undo.sets},
                     "raw": base64.b64encode(undo.raw).decode("ascii"),
                 }
             )
@@ -150,7 +169,7 @@ class Journal:
         os.close(self._file)
 
     def _write(self, line: dict[str, Any]) -> None:
-        data = json.dumps(line).encode("ascii") + b"\n"
+        data = json.dumps({**line, "digest": _digest(line)}).encode("ascii") + b"\n"
         try:
             while data:
                 data = data[os.write(self._file, data) :]
@@ -166,6 +185,33 @@ class Journal:
             os.close(folder)
 
 
+def _undo(finding: Finding) -> Undo:
+    if finding.rule.undo is None:
+        raise NetsweepError("the rules were not read with what a restore needs")
+    return finding.rule.undo
+
+
+def _set_name(number: int) -> str | None:
+    """The name of the ipset set that has this number in this network namespace now.
+
+    The kernel shows a rule's sets by number only, and gives the number out again when the set has gone.
+    """
+    from pyroute2.ipset import IPSet
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    with IPSet() as ipset:
+        try:
+            (answer,) = ipset.get_set_byindex(number)
+        except (NetlinkError, OSError):
+            return None
+        name = answer.get_attr("IPSET_ATTR_SETNAME")
+        return name if isinstance(name, str) else None
+
+
+def _digest(line: Mapping[str, Any]) -> str:
+    return blake2b(json.dumps(line).encode("ascii"), digest_size=16).hexdigest()
+
+
 def _anchor_out(anchor: Anchor | None) -> list[object] | None:
     return [anchor.identity.hex(), anchor.number] if anchor else None
 
@@ -177,6 +223,8 @@ class Saved:
     chain: str
     identity: bytes
     place: Place
+    jump: str | None
+    sets: dict[str, int]
     raw: bytes
 
 
@@ -208,12 +256,12 @@ def read(path: str) -> list[Entry]:
         lines = file.read().split(b"\n")
     try:
         return list(_entries(lines[:-1]))
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-        raise NetsweepError(f"{path!a} is no {_WHAT} of netsweep, or damaged ({type(error).__name__})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
+        raise NetsweepError(f"{path!a} is no {_WHAT} of netsweep, or damaged") from error
 
 
 def _entries(lines: Sequence[bytes]) -> Iterator[Entry]:
-    header, *rest = [json.loads(line) for line in lines]
+    header, *rest = map(_line, lines)
     if header["netsweep_journal"] != FORMAT:
         raise ValueError("unknown format")
     taken_back = {line["void"] for line in rest if "void" in line}
@@ -226,8 +274,16 @@ def _entries(lines: Sequence[bytes]) -> Iterator[Entry]:
                 ref = ChainRef.parse(f"{entry.table}/{rule['chain']}")
                 place = Place(_anchor_in(rule["after"]), _anchor_in(rule["before"]))
                 raw = base64.b64decode(rule["raw"], validate=True)
-                entry.rules.append(Saved(ref.chain, bytes.fromhex(rule["identity"]), place, raw))
+                identity = bytes.fromhex(rule["identity"])
+                entry.rules.append(Saved(ref.chain, identity, place, rule["jump"], rule["sets"], raw))
             yield entry
+
+
+def _line(text: bytes) -> dict[str, Any]:
+    line: dict[str, Any] = json.loads(text)
+    if line.pop("digest") != _digest(line):
+        raise ValueError("wrong digest")
+    return line
 
 
 def _anchor_in(anchor: Any) -> Anchor | None:
@@ -260,8 +316,8 @@ def plan(entries: Sequence[Entry], scan: Scan, where: str) -> list[Addition]:
                 f"{where}/{again[0]} has some of the rules again already: nothing was restored, they no longer fit"
             )
         for rule in entry.rules:
-            if rule.chain in scan.missing:
-                raise NetsweepError(f"chain {where}/{rule.chain} is gone: nothing was restored")
+            if gone := {rule.chain, rule.jump}.intersection(scan.missing):
+                raise NetsweepError(f"chain {where}/{gone.pop()} is gone: nothing was restored")
             place = find_place(scan.order[rule.chain], rule.place, there[rule.chain])
             if place is None:
                 raise NetsweepError(
@@ -306,6 +362,12 @@ def restore(path: str, open_backend: Callable[[str], Backend], wait: float) -> R
     return report
 
 
+def _check_sets(rules: Sequence[Saved]) -> None:
+    for name, number in {item for rule in rules for item in rule.sets.items()}:
+        if _set_name(number) != name:
+            raise NetsweepError(f"ipset's set {name!a} is not the same any more: nothing was restored")
+
+
 def _restore(
     tables: dict[str, dict[str, list[Entry]]],
     open_backend: Callable[[str], Backend],
@@ -324,7 +386,9 @@ def _restore(
             where = f"{name} {table}"
             if table not in existing:
                 raise NetsweepError(f"table {where} is gone: nothing was restored")
-            chains = list(dict.fromkeys(rule.chain for entry in entries for rule in entry.rules))
+            rules = [rule for entry in entries for rule in entry.rules]
+            _check_sets(rules)
+            chains = list(dict.fromkeys(chain for rule in rules for chain in (rule.chain, rule.jump) if chain))
             transaction = stack.enter_context(backend.transaction(backend.scan(table, chains)))
             if not transaction.scan.complete:
                 raise ContentionError(f"reading {where}")

@@ -43,7 +43,7 @@ def parse(text: bytes) -> list[Lease]:
     except (ValueError, RecursionError) as error:
         raise _NotUnderstood(f"not JSON ({ascii(str(error))[1:-1][:80]})") from None
     if not isinstance(content, dict) or "leases" not in content:
-        raise _NotUnderstood('no object with "leases"')
+        raise _NotUnderstood('no "leases" in it')
     leases = content["leases"]
     if leases is None:  # how Go writes an empty map that was never made
         return []
@@ -73,14 +73,27 @@ def _no_name_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def is_running(pid: int) -> bool:
-    """Say whether a process with this ID exists. A zombie counts: its threads may still run."""
+    """Say whether a process with this ID exists and has not ended. In doubt it runs."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
-    return True
+        pass
+    return not _has_ended(pid)
+
+
+def _has_ended(pid: int) -> bool:
+    """Say whether a process is there only for its parent to ask how it ended."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            # proc(5): the fields from the third on, behind a name that may hold anything.
+            fields = stat.read().rpartition(b")")[2].split()
+        state, threads = fields[0], int(fields[17])
+    except (OSError, IndexError, ValueError):
+        return False
+    # A first thread that ended before the others is a zombie too.
+    return state in (b"Z", b"X") and threads <= 1
 
 
 def leased_bridges(leases: Iterable[Lease]) -> frozenset[str]:
@@ -109,5 +122,6 @@ def read(path: str) -> list[Lease]:
         return parse(text)
     except _NotUnderstood as error:
         raise NetsweepError(
-            f"cannot understand lease file {path!a}: {error}; nothing was deleted, mend or remove it once no test runs"
+            f"cannot understand lease file {path!a}: {error}; "
+            "nothing was changed; repair it, or remove it when no test runs"
         ) from None

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 
 from filelock import lock_descriptor, unlock_descriptor
 
-from netsweep.errors import BusyError, NetsweepError
-from netsweep.safefile import create_regular, describe, open_regular
+from netsweep.errors import BusyError
+from netsweep.safefile import describe, open_or_create_regular
 
 XTABLES_LOCK = "/run/xtables.lock"
 """XT_LOCK_NAME as distributions build iptables (iptables/xshared.h)."""
@@ -52,27 +52,30 @@ def held(times: LockTimes, timeout: float, *, mode: int, what: str, option: str)
     ``timeout``: seconds to wait, 0 for not at all. ``mode``: what the file gets where it is missing.
     ``what`` and ``option`` name the lock and the option that sets its timeout in messages.
     Raises :class:`BusyError` where the lock was not to be had in time, and what
-    :func:`netsweep.safefile.open_regular` raises.
+    :func:`netsweep.safefile.open_or_create_regular` raises.
     """
     began = time.monotonic()
     descriptor = _acquire(times.path, began + timeout, mode, what)
     if descriptor is None:
-        raise BusyError(f"{what} {times.path!a} was busy for {timeout:g} s; retry, or raise {option}")
+        busy = f"was busy for {timeout:g} s" if timeout else "is held by another process"
+        raise BusyError(f"{what} {times.path!a} {busy}; retry, or raise {option} ('netsweep doctor' says who holds it)")
     acquired = time.monotonic()
     try:
         times.waited_ms += (acquired - began) * 1000
         yield
     finally:
+        # Read first: whoever waits for the lock may get the processor with it.
+        times.held_ms += (time.monotonic() - acquired) * 1000
         try:
             unlock_descriptor(descriptor)
         finally:
             os.close(descriptor)
-            times.held_ms += (time.monotonic() - acquired) * 1000
 
 
 def _acquire(path: str, deadline: float, mode: int, what: str) -> int | None:
     while True:
-        descriptor = _open(path, mode, what)
+        # Read-only is enough for flock(2), and all that a file of another user may allow.
+        descriptor = open_or_create_regular(path, os.O_RDONLY, mode, what=what)
         try:
             locked = lock_descriptor(descriptor, blocking=False)
         except OSError as error:
@@ -89,21 +92,6 @@ def _acquire(path: str, deadline: float, mode: int, what: str) -> int | None:
             return descriptor
         # Somebody replaced the file while we waited: whoever comes next locks the new one.
         os.close(descriptor)
-
-
-def _open(path: str, mode: int, what: str) -> int:
-    # Between the two opens the file may come or go. Who keeps doing that wants us to spin.
-    for _ in range(100):
-        try:
-            # Read-only is enough for flock(2), and all that a file of another user may allow.
-            return open_regular(path, os.O_RDONLY, what=what)
-        except FileNotFoundError:
-            pass
-        try:
-            return create_regular(path, os.O_RDONLY, mode, what=what)
-        except FileExistsError:
-            pass
-    raise NetsweepError(f"{what} {path!a} keeps being replaced: nothing was changed")
 
 
 def _still_there(descriptor: int, path: str) -> bool:

@@ -34,12 +34,20 @@ TRANSIENT = frozenset({errno.EINTR, errno.EAGAIN, errno.EBUSY, errno.ENOBUFS, er
 """What the kernel says where somebody else was quicker; reading again is the answer to all."""
 
 
+MAX_ERRNO = 4095
+"""linux/err.h."""
+
+
 class MalformedError(NetsweepError):
     """The kernel's message is not of the form its headers promise."""
 
 
 class InterruptedDumpError(ContentionError):
     """What was dumped changed meanwhile: each message is right, but some may be missing or double."""
+
+
+class GoneError(ContentionError):
+    """Something that the request names is not there (any more)."""
 
 
 class Socket(Protocol):
@@ -53,6 +61,8 @@ def refused(code: int, doing: str) -> Exception:
     """The exception for an errno that the kernel answered with while ``doing`` something."""
     if code in (errno.EPERM, errno.EACCES):
         return NotPermittedError(f"{doing}: not permitted; CAP_NET_ADMIN in this network namespace is needed")
+    if code == errno.ENOENT:
+        return GoneError(f"{doing}: {os.strerror(code)}")
     if code in TRANSIENT:
         return ContentionError(f"{doing}: {os.strerror(code)}")
     return NetsweepError(f"{doing}: {os.strerror(code)} (errno {code})")
@@ -101,7 +111,19 @@ def error_code(buffer: bytes, offset: int, end: int) -> int:
     if end - offset < HEADER.size + 4:
         return 0
     code: int = struct.unpack_from("=i", buffer, offset + HEADER.size)[0]
+    if code < -MAX_ERRNO:
+        raise MalformedError("netlink: an error has no errno")
     return -code if code < 0 else 0
+
+
+def attribute(kind: int, data: bytes) -> bytes:
+    """One attribute, padded."""
+    return _ATTRIBUTE.pack(4 + len(data), kind) + data + bytes(-len(data) % 4)
+
+
+def extend(message: bytes, more: bytes) -> bytes:
+    """``message`` with attributes ``more`` at its end."""
+    return struct.pack("=I", len(message) + len(more)) + message[4:] + more
 
 
 def attributes(buffer: bytes, offset: int = 0, end: int | None = None) -> list[tuple[int, bytes]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Callable, Collection, Iterable
-from functools import lru_cache
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from netsweep.errors import UsageError
@@ -14,8 +14,12 @@ from netsweep.rules import Interface, Rule
 INTERFACE_NAME_MAX = 15
 """IFNAMSIZ (linux/if.h) without the closing NUL."""
 
-CLAIMS_MAX = 10_000
-"""How many claims are remembered: more than most sweeps delete, in 3 MB."""
+COMMENT_MAX = 255
+"""Bytes of the longest comment (XT_MAX_COMMENT_LEN, linux/netfilter/xt_comment.h). iptables cuts longer
+ones off without a word."""
+
+CLAIMS_MAX = 20_000
+"""How many claims are kept for the next time: more than most sweeps delete, in 3 MB."""
 
 _PREFIX = re.compile(rf"[A-Za-z0-9._-]{{1,{INTERFACE_NAME_MAX - 1}}}")
 
@@ -49,13 +53,22 @@ class Claim(NamedTuple):
     """What a rule says about our bridges, whoever is alive.
 
     ``settled`` is the verdict that no list of live names can change, with its reason; ``bridge`` is
-    the name to report; ``names`` are all bridges of ours that the rule mentions anywhere.
+    the name to report; ``names`` are all bridges of ours that the rule mentions anywhere; ``beginning``
+    is one of them that may have been longer before the comment was cut off.
     """
 
     bridge: str | None
     names: tuple[str, ...] = ()
     settled: Verdict | None = None
     reason: str = ""
+    beginning: str | None = None
+
+
+class Live(NamedTuple):
+    """Names of interfaces that exist; ``complete`` where there are no others than these."""
+
+    names: Collection[str] = ()
+    complete: bool = True
 
 
 class Ownership:
@@ -86,10 +99,7 @@ class Ownership:
         self.protected = tuple(protected)
         self._is_name = re.compile(rf"(?:{'|'.join(map(re.escape, prefixes))})[0-9a-f]+").fullmatch
         self._mentions = re.compile(rf"(?:{_word_begins(prefixes)})[0-9a-f]+{_NO_WORD_AFTER}").finditer
-        self._protected_mention = re.compile(
-            rf"(?:{_word_begins(protected)})(?:[0-9a-f]*{_NO_WORD_AFTER}|[^\W_]*\Z)" if protected else r"(?!)"
-        ).search
-        self._known_claim = lru_cache(maxsize=CLAIMS_MAX)(self._claim)
+        self._protected_mention = re.compile(rf"(?:{_word_begins(protected)})[^\W_]*" if protected else r"(?!)").search
 
     @property
     def hints(self) -> tuple[bytes, ...]:
@@ -99,23 +109,24 @@ class Ownership:
         """
         return tuple(name.encode() for name in (*self.prefixes, *self.protected))
 
-    def claim(self, rule: Rule, *, remember: bool = False) -> Claim | None:
-        """Say what ``rule`` claims; ``None`` where it has nothing to do with us.
-
-        ``remember``: for the next time, as a sweep decides without the lock, and again under it.
-        """
-        claim = self._known_claim if remember else self._claim
-        return claim(rule.in_interface, rule.out_interface, rule.comment or "", rule.opaque)
+    def claim(self, rule: Rule) -> Claim | None:
+        """Say what ``rule`` claims; ``None`` where it has nothing to do with us."""
+        return self._claim(rule.in_interface, rule.out_interface, rule.ports, rule.comment or "", rule.opaque)
 
     def _claim(
-        self, in_interface: Interface | None, out_interface: Interface | None, comment: str, opaque: str | None
+        self,
+        in_interface: Interface | None,
+        out_interface: Interface | None,
+        ports: tuple[Interface, ...],
+        comment: str,
+        opaque: str | None,
     ) -> Claim | None:
-        interfaces = [i for i in (in_interface, out_interface) if i]
-        named = [i for i in interfaces if not i.wildcard and self._is_name(i.name)]
-        mentions = list(self._mentions(comment))
-        # A separator has to stand before the name: a comment that is nothing but a name is not ours.
-        at_end = mentions and mentions[-1].end() == len(comment) and mentions[-1].start() > 0
-        own_comment = mentions[-1].group() if at_end else None
+        interfaces = [i for i in (in_interface, out_interface, *ports) if i]
+        bridges = [i for i in interfaces if self._is_bridge(i)]
+        named = [i for i in bridges if i not in ports] if ports else bridges
+        mentions = self._names_in(comment)
+        own_mention = _own_mention(mentions)
+        own_comment = own_mention.group() if own_mention else None
         matched = next((i.name for i in named if not i.negated), None)
         bridge = matched or own_comment or (named[0].name if named else None)
 
@@ -132,7 +143,7 @@ class Ownership:
             return self._near_miss(interfaces, comment)
         if opaque:
             return Claim(bridge, settled=Verdict.WILDCARD, reason=opaque)
-        names = tuple(dict.fromkeys([i.name for i in named] + [mention.group() for mention in mentions]))
+        names = tuple(dict.fromkeys([i.name for i in bridges] + [mention.group() for mention in mentions]))
         if own_comment is None and all(i.negated for i in named):
             return Claim(
                 bridge,
@@ -140,7 +151,21 @@ class Ownership:
                 Verdict.NEGATED,
                 f"names {bridge} only in a negated match, so it still matches live traffic",
             )
-        return Claim(bridge, names)
+        if own_mention and _is_cut_off(own_mention):
+            return Claim(bridge, names, beginning=own_comment)
+        return _claim_of(bridge, names)
+
+    def owns(self, rule: Rule) -> bool:
+        """Say whether ``rule`` names a bridge of ours, as ``-i``, ``-o`` or at the end of its comment."""
+        matched = any(i and self._is_bridge(i) for i in (rule.in_interface, rule.out_interface))
+        return matched or _own_mention(self._names_in(rule.comment or "")) is not None
+
+    def _names_in(self, comment: str) -> list[re.Match[str]]:
+        return [mention for mention in self._mentions(comment) if len(mention.group()) <= INTERFACE_NAME_MAX]
+
+    def _is_bridge(self, interface: Interface) -> bool:
+        name, wildcard, _ = interface
+        return self._is_name(name) is not None and not wildcard and len(name) <= INTERFACE_NAME_MAX
 
     def _overlaps(self, wildcard: str) -> bool:
         return any(p.startswith(wildcard) or wildcard.startswith(p) for p in (*self.prefixes, *self.protected))
@@ -148,6 +173,9 @@ class Ownership:
     def _near_miss(self, interfaces: Iterable[Interface], comment: str) -> Claim | None:
         """Name the reason where a person who looks for a prefix would find this rule."""
         for i in interfaces:
+            if self._is_bridge(i):
+                reason = f"names {i.name} only as a port of a bridge, and has no comment of ours"
+                return Claim(None, settled=Verdict.FOREIGN, reason=reason)
             if any(p in i.name for p in self.prefixes):
                 return Claim(
                     None,
@@ -155,10 +183,35 @@ class Ownership:
                     reason=f"{i.name} is no bridge of ours: ours are a prefix and hex digits",
                 )
         if any(p in comment for p in self.prefixes):
-            return Claim(
-                None, settled=Verdict.FOREIGN, reason="its comment does not end with the name of a bridge of ours"
-            )
+            reason = "its comment does not end with the name of a bridge of ours, after something else"
+            return Claim(None, settled=Verdict.FOREIGN, reason=reason)
         return None
+
+
+@lru_cache(maxsize=1024)  # the rules of one bridge are alike, and there may be very many
+def _claim_of(bridge: str, names: tuple[str, ...]) -> Claim:
+    return Claim(bridge, names)
+
+
+_BOUNDS = ("", "\0")
+"""What is before the first and behind the last character of each of a rule's comments."""
+
+
+def _own_mention(mentions: Sequence[re.Match[str]]) -> re.Match[str] | None:
+    return next((mention for mention in reversed(mentions) if _ends_comment(mention)), None)
+
+
+def _ends_comment(mention: re.Match[str]) -> bool:
+    # A separator has to stand before the name: a comment that is nothing but a name is not ours.
+    start, end, comment = mention.start(), mention.end(), mention.string
+    return comment[end : end + 1] in _BOUNDS and start > 0 and comment[start - 1] != "\0"
+
+
+def _is_cut_off(mention: re.Match[str]) -> bool:
+    if mention.end() < COMMENT_MAX // 4:  # UTF-8 takes four bytes for a character at the most
+        return False
+    start = mention.string.rfind("\0", 0, mention.start()) + 1
+    return len(mention.string[start : mention.end()].encode("utf-8", "surrogateescape")) >= COMMENT_MAX
 
 
 def _word_begins(names: Iterable[str]) -> str:
@@ -170,43 +223,80 @@ def _word_begins(names: Iterable[str]) -> str:
     return "|".join(rf"{name}(?<![^\W_]{name})(?<![\udc80-\udcff]{name})" for name in escaped)
 
 
+class Case:
+    """Some rules, and what they say about our bridges; the verdicts depend on who is alive.
+
+    ``all_names`` says whether that takes a list of all interfaces. Rules first, then interfaces: a
+    bridge is older than its rules, so who is alive has to be found out after the rules were read.
+    """
+
+    def __init__(self, rules: Sequence[Rule], ownership: Ownership) -> None:
+        self._rules = rules
+        self._ownership = ownership
+        self._few = len(rules) <= CLAIMS_MAX
+        self._claims = list(map(ownership.claim, rules)) if self._few else None
+        self.all_names = not self._few or any(claim and claim.beginning for claim in self._claims or ())
+        self._last: tuple[tuple[frozenset[str], ...], list[Finding]] | None = None
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """All bridges that the verdicts depend on."""
+        return frozenset(name for _, claim in self._claimed() for name in claim.names)
+
+    def decide(self, live: Live, leased: Collection[str]) -> list[Finding]:
+        """The verdict on every rule that has to do with us, in the order of the rules.
+
+        ``live``: which of :attr:`names` exist, or of all where :attr:`all_names` says so; ``leased``: the
+        bridges whose lease names a running process.
+        """
+        if self.all_names:
+            return [_judge(rule, claim, live, leased) for rule, claim in self._claimed()]
+        # A sweep asks twice, without the lock and under it, and the answer is nearly always the same.
+        known = (self.names.intersection(live.names), self.names.intersection(leased))
+        if self._last is None or self._last[0] != known:
+            self._last = known, [_judge(rule, claim, live, leased) for rule, claim in self._claimed()]
+        return self._last[1]
+
+    def _claimed(self) -> Iterator[tuple[Rule, Claim]]:
+        claims = map(self._ownership.claim, self._rules) if self._claims is None else self._claims
+        return ((rule, claim) for rule, claim in zip(self._rules, claims, strict=True) if claim)
+
+
 def decide(
     rules: Iterable[Rule],
     ownership: Ownership,
-    live_names: Callable[[], Collection[str]],
+    live_names: Callable[[Collection[str], bool], Live],
     leased: Collection[str],
 ) -> list[Finding]:
     """Give every rule that has to do with us its verdict, in the order of ``rules``.
 
-    ``live_names`` returns the names of the interfaces that exist. It is called at most once, and
-    only after all of ``rules`` have been taken in: rules first, then interfaces, because a bridge is
-    older than its rules. ``leased`` are the bridges whose lease names a running process.
+    ``live_names`` is asked, at most once and after all of ``rules`` have been taken in, for
+    :attr:`Case.names` and :attr:`Case.all_names`.
     """
-    rules = list(rules)
-    few = len(rules) <= CLAIMS_MAX
-    live: Collection[str] | None = None
-    findings = []
-    for rule in rules:
-        claim = ownership.claim(rule, remember=few)
-        if claim is None:
-            continue
-        if live is None and claim.names:
-            live = live_names()
-        findings.append(_judge(rule, claim, live or (), leased))
-    return findings
+    case = Case(list(rules), ownership)
+    return case.decide(live_names(case.names, case.all_names) if case.names else Live(), leased)
 
 
-def _judge(rule: Rule, claim: Claim, live: Collection[str], leased: Collection[str]) -> Finding:
-    bridge, names, settled, reason = claim
+def _judge(rule: Rule, claim: Claim, live: Live, leased: Collection[str]) -> Finding:
+    bridge, names, settled, reason, beginning = claim
     for name in names:
-        if name in live:
+        if name in live.names:
             return Finding(rule, Verdict.LIVE, name, f"{name} exists")
     for name in names:
         if name in leased:
             return Finding(rule, Verdict.LEASED, name, f"a running process holds a lease for {name}")
     if settled:
         return Finding(rule, settled, bridge, reason)
+    if beginning and (unclear := _longer_name(beginning, live, leased)):
+        return Finding(rule, Verdict.LIVE, bridge, unclear)
     return Finding(rule, Verdict.ORPHAN, bridge, _GONE if len(names) == 1 else _ALL_GONE)
+
+
+def _longer_name(beginning: str, live: Live, leased: Collection[str]) -> str | None:
+    for name in (*live.names, *leased):
+        if name.startswith(beginning):
+            return f"its comment may be cut off and have named {name}, which is alive"
+    return None if live.complete else "its comment may be cut off, and interfaces came and went while they were listed"
 
 
 _GONE = "bridge is gone"

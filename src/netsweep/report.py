@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from netsweep import __version__
 from netsweep.orphans import Finding
-from netsweep.safefile import describe, open_regular
+from netsweep.rules import Rule
+from netsweep.safefile import describe, open_or_create_regular
 
 if TYPE_CHECKING:
     from netsweep.locks import LockTimes
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 """Version of the JSON; grows when a field changes its meaning, not when one is added."""
 
-ROWS_MAX = 30
+ROWS_MAX = 15
 """How many groups a text report lists before it sums up the rest."""
 
 
@@ -119,10 +120,14 @@ def rule_dict(finding: Finding) -> dict[str, Any]:
         "source": rule.source,
         "destination": rule.destination,
         "target": rule.target,
-        "comment": rule.comment,
+        "comment": _comment(rule),
         "verdict": finding.verdict.value,
         "reason": finding.reason,
     }
+
+
+def _comment(rule: Rule) -> str | None:
+    return rule.comment and rule.comment.replace("\0", " ")
 
 
 def _lock_dict(times: LockTimes | None) -> dict[str, Any] | None:
@@ -152,11 +157,12 @@ def write_json(report: Report, out: TextIO) -> None:
 def escape(text: str) -> str:
     """Make text from the host safe to print: all but printable ASCII becomes an escape.
 
-    Bytes that were no UTF-8 come out as ``\\xff``.
+    Bytes that were no UTF-8 come out as ``\\xff``. GitHub's runner takes ``##[`` anywhere in a line
+    for a command, so the second ``#`` of it is escaped too.
     """
-    if text.isascii() and text.isprintable() and "\\" not in text:
-        return text
-    return "".join(c if " " <= c <= "~" and c != "\\" else _escape_character(c) for c in text)
+    if not (text.isascii() and text.isprintable() and "\\" not in text):
+        text = "".join(c if " " <= c <= "~" and c != "\\" else _escape_character(c) for c in text)
+    return text.replace("##[", "#\\x23[")
 
 
 def _escape_character(character: str) -> str:
@@ -164,7 +170,7 @@ def _escape_character(character: str) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # a surrogate escape (PEP 383)
         return f"\\x{code - 0xDC00:02x}"
     return {"\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}.get(
-        character, f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+        character, f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
     )
 
 
@@ -177,7 +183,7 @@ def text_lines(report: Report, *, verbose: bool = False) -> Iterator[str]:
         yield from map(_rule_line, report.orphans)
         yield ""
     if report.kept:
-        yield "Kept:"
+        yield "Kept, and why:"
         yield from map(_rule_line, report.kept)
         yield ""
     yield summary(report)
@@ -209,32 +215,44 @@ def _rule_line(finding: Finding) -> str:
         ("-j", rule.target),
     ):
         if value:
-            parts.append(f"{option} {escape(str(value))}")
-    if rule.comment is not None:
-        parts.append(f'"{escape(rule.comment)}"')
+            text = str(value)
+            inverted = "! " if text.startswith("!") else ""
+            parts.append(f"{inverted}{option} {escape(text.removeprefix('!'))}")
+    if (comment := _comment(rule)) is not None:
+        parts.append(f'"{escape(comment)}"')
     return f"{' '.join(parts)} -- {finding.verdict.value}: {escape(finding.reason)}"
 
 
 def summary(report: Report) -> str:
     """One sentence: what was found, what was done, in what time."""
-    seconds = f"{report.duration_ms / 1000:.2f} s"
+    took = _duration(report.duration_ms)
     bridges = len({finding.bridge for finding in report.orphans})
     found = f"{_count(len(report.orphans), 'orphaned rule')} of {_count(bridges, 'bridge')}"
-    where = ", ".join(f"{b.name} {b.deleted if report.changed else b.orphans} of {b.scanned}" for b in report.backends)
+    where = ", ".join(
+        f"{b.name}: {b.deleted if report.changed else b.orphans:,} of {_count(b.scanned, 'rule')}"
+        for b in report.backends
+    )
     if report.command == "restore" and not report.errors:
-        restored = ", ".join(f"{b.name} {b.restored}" for b in report.backends)
-        return f"Restored {_count(report.restored, 'rule')} in {seconds} ({restored})."
+        restored = ", ".join(f"{b.name}: {b.restored:,}" for b in report.backends)
+        return f"Restored {_count(report.restored, 'rule')} in {took} ({restored})."
     if report.errors:
         verb, number = ("restored", report.restored) if report.command == "restore" else ("deleted", report.deleted)
         done = f"{verb} {_count(number, 'rule')}" if report.changed else "nothing was changed"
-        return f"Failed after {seconds}; {done}."
+        left = len(report.orphans) - report.deleted
+        rest = f", {left:,} left: run it again" if report.deleted and left else ""
+        return f"Failed after {took}; {done}{rest}."
     if not report.orphans:
-        read = f"{_count(report.scanned, 'rule')} read" if report.backends else "there are no tables"
-        return f"Nothing to sweep: no orphaned rules, {read} in {seconds}."
+        if not report.backends:
+            return f"Nothing to sweep: this network namespace has no iptables tables ({took})."
+        return f"Nothing to sweep: no orphaned rules, {_count(report.scanned, 'rule')} read in {took}."
     if report.changed:
-        return f"Deleted {found} in {seconds} ({where} rules)."
+        return f"Deleted {found} in {took} ({where})."
     hint = "" if report.dry_run else " 'netsweep sweep' deletes them."
-    return f"Found {found} in {seconds} ({where} rules); nothing was changed.{hint}"
+    return f"Found {found} in {took} ({where}); nothing was changed.{hint}"
+
+
+def _duration(ms: float) -> str:
+    return f"{ms / 1000:.2f} s" if ms >= 1000 else f"{ms:.0f} ms" if ms >= 10 else f"{ms:.1f} ms"
 
 
 def _count(number: int, noun: str) -> str:
@@ -245,11 +263,11 @@ def github_lines(report: Report, *, verbose: bool = False, best_effort: bool = F
     """The report for a GitHub log: a folded group with the details, and one annotation with the sum.
 
     Nothing from the host can be a workflow command: the runner takes ``::`` at the start of a line
-    and ``##[`` anywhere in one for that.
+    for that, and ``##[``, which :func:`escape` leaves nowhere.
     """
     yield "::group::netsweep: details"
     for line in text_lines(report, verbose=verbose):
-        yield _defuse(line)
+        yield line.replace("::", ":\\x3a")
     yield "::endgroup::"
     level, text = "notice", summary(report)
     if report.errors:
@@ -259,10 +277,6 @@ def github_lines(report: Report, *, verbose: bool = False, best_effort: bool = F
         level = "warning"
     # %, CR and LF have escapes of their own in commands (actions/toolkit, packages/core, command.ts).
     yield f"::{level} title=netsweep::{escape(text).replace('%', '%25')}"
-
-
-def _defuse(line: str) -> str:
-    return line.replace("::", ":\\x3a").replace("##[", "#\\x23[")
 
 
 def write_step_summary(report: Report, path: str) -> None:
@@ -276,7 +290,7 @@ def write_step_summary(report: Report, path: str) -> None:
     table = f"| backend | rules read | orphaned | deleted |\n| --- | ---: | ---: | ---: |\n{rows}\n" if rows else ""
     content = f"### netsweep\n\n{table}{_markdown(summary(report))}\n{text}\n"
     try:
-        descriptor = open_regular(path, os.O_WRONLY | os.O_APPEND, what=what)
+        descriptor = open_or_create_regular(path, os.O_WRONLY | os.O_APPEND, 0o644, what=what)
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(content)
     except OSError as error:

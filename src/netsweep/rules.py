@@ -57,11 +57,14 @@ class Undo(NamedTuple):
     """What it takes to put a rule back.
 
     ``raw`` is for the backend that made it; ``identity`` is the same for rules that differ in nothing
-    but counters and place; ``lost`` says what could not be put back, where that is so.
+    but counters and place; ``jump`` is the chain that it jumps to; ``sets`` are the numbers of the
+    ipset sets it speaks of; ``lost`` says what could not be put back, where that is so.
     """
 
     raw: bytes
     identity: bytes
+    jump: str | None = None
+    sets: tuple[int, ...] = ()
     lost: str | None = None
 
 
@@ -69,8 +72,10 @@ class Rule(NamedTuple):
     """A rule as it stood in its chain when it was read.
 
     ``position`` counts from 1 as ``iptables -L --line-numbers`` does; ``handle`` is nf_tables' own
-    number of the rule; ``comment`` holds bytes that are not UTF-8 as surrogate escapes (PEP 383).
-    ``opaque`` says why the rule's interfaces cannot be told from its text, where that is so.
+    number of the rule; ``comment`` holds bytes that are not UTF-8 as surrogate escapes (PEP 383), and
+    several comments with a NUL, which no comment can hold, between them. ``ports`` are interfaces that
+    it matches in another way than ``-i`` and ``-o``; ``opaque`` says why its interfaces cannot be told
+    from its text, where that is so.
     ``undo`` is there where the backend was asked for it.
     """
 
@@ -85,5 +90,6 @@ class Rule(NamedTuple):
     destination: str | None = None
     target: str | None = None
     comment: str | None = None
+    ports: tuple[Interface, ...] = ()
     opaque: str | None = None
     undo: Undo | None = None

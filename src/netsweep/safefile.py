@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -61,6 +62,20 @@ def create_regular(path: str, flags: int, mode: int, *, what: str) -> int:
         raise describe(error, f"cannot create {what} {path!a}") from error
     os.fchmod(created, mode)
     return created
+
+
+def open_or_create_regular(path: str, flags: int, mode: int, *, what: str) -> int:
+    """Open the regular file at ``path``, or create it where nothing stands there; return its descriptor.
+
+    ``mode`` is for a new file. Raises :class:`NotPermittedError` or :class:`NetsweepError`.
+    """
+    # Between the two opens the file may come or go. Who keeps doing that wants us to spin.
+    for _ in range(100):
+        with contextlib.suppress(FileNotFoundError):
+            return open_regular(path, flags, what=what)
+        with contextlib.suppress(FileExistsError):
+            return create_regular(path, flags, mode, what=what)
+    raise NetsweepError(f"{what} {path!a} keeps being replaced: nothing was changed")
 
 
 def describe(error: OSError | ValueError, failed: str) -> NetsweepError:

@@ -8,24 +8,26 @@ missing from the later list is truly gone.
 
 from __future__ import annotations
 
+import operator
 import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from netsweep import leases
-from netsweep.backends import Backend, Scan
+from netsweep.backends import Backend, Scan, Transaction
 from netsweep.errors import BusyError, ContentionError, NetsweepError, NotPermittedError, UsageError
-from netsweep.orphans import Finding, Ownership, Verdict, decide
+from netsweep.orphans import Case, Finding, Live, Ownership, Verdict
 from netsweep.report import BackendReport, Report
 from netsweep.rules import DEFAULT_CHAINS, ChainRef
 
 if TYPE_CHECKING:
     from netsweep.interfaces import Interfaces
     from netsweep.journal import Journal
+    from netsweep.locks import LockTimes
 
 T = TypeVar("T")
 
@@ -67,12 +69,12 @@ class Options:
     @property
     def lock_path(self) -> str:
         """The subnet lock's file."""
-        return self.lock_file or _default_path("hypeman-test-network.lock")
+        return _default_path("hypeman-test-network.lock") if self.lock_file is None else self.lock_file
 
     @property
     def lease_path(self) -> str:
         """The lease file."""
-        return self.lease_file or _default_path("hypeman-test-network-leases.json")
+        return _default_path("hypeman-test-network-leases.json") if self.lease_file is None else self.lease_file
 
     def ownership(self) -> Ownership:
         """The names that are ours; raises :class:`UsageError`."""
@@ -104,7 +106,7 @@ class Options:
             ("journal", self.journal),
         ):
             if path is not None and (not path or "\0" in path):
-                raise UsageError(f"--{name} {path!a} is no path")
+                raise UsageError(f"--{name} {path!a} is no path: " + ("it has a NUL in it" if path else "it is empty"))
 
 
 def _several(values: Sequence[str | ChainRef]) -> list[str]:
@@ -122,8 +124,9 @@ class _Look:
 
     backend: Backend
     scan: Scan
-    findings: list[Finding]
+    case: Case
     before: Counter[str]
+    findings: list[Finding] = field(default_factory=list)
     deleted: int = 0
 
     @property
@@ -143,6 +146,24 @@ def find_orphans(options: Options, *, keep: bool = False, command: str = "list",
         if keep:
             run.keep_rest()
     return run.report
+
+
+class Survey(NamedTuple):
+    """What the backends hold: their tables, the rules read, and how many of those are owned."""
+
+    tables: Collection[str]
+    scanned: int
+    owned: int
+
+
+def survey(options: Options) -> Survey:
+    """Count rules without asking who is alive; change nothing and take no lock.
+
+    Raises :class:`~netsweep.errors.NetsweepError`.
+    """
+    run = _Run(options, Report("doctor"))
+    with run.reporting():
+        return run.survey()
 
 
 def restore(path: str, wait: float) -> Report:
@@ -192,8 +213,12 @@ class _Run:
                 self._open_backends()
                 yield
         except NetsweepError as error:
-            if isinstance(error, BusyError) and not self.report.changed:
-                error = BusyError(f"{error}; nothing was changed")
+            if isinstance(error, BusyError):
+                # The status of a lock that was not to be had promises that nothing was changed.
+                if self.report.changed:
+                    error = NetsweepError(f"{error}; {self.report.deleted} were deleted before")
+                else:
+                    error = BusyError(f"{error}; nothing was changed")
             self.report.errors.append(str(error))
             error.report = self.report
             raise error from None
@@ -217,8 +242,23 @@ class _Run:
                 if table in tables:
                     before = self._swept[backend.name, table].copy()
                     scan = self._scan(backend, table, chains, limit)
-                    self._looks.append(_Look(backend, scan, self._decide(scan, leased), before))
+                    self._looks.append(_Look(backend, scan, Case(scan.rules, self._ownership), before))
+        self._decide(self._looks, leased)
         self._warn_of_missing_chains()
+
+    def survey(self) -> Survey:
+        """Count the rules of every wanted table of every backend here."""
+        tables: list[str] = []
+        scanned = owned = 0
+        for backend in self._backends:
+            existing = self._insist(backend.tables)
+            tables += existing
+            for table, chains in self._wanted.items():
+                if table in existing:
+                    scan = self._scan(backend, table, chains, None)
+                    scanned += scan.scanned
+                    owned += sum(map(self._ownership.owns, scan.rules))
+        return Survey(tables, scanned, owned)
 
     def sweep(self) -> None:
         """Look and delete until a look has seen everything."""
@@ -228,26 +268,26 @@ class _Run:
             self.look(limit)
             complete = all(look.scan.complete for look in self._looks)
             if not any(look.orphans for look in self._looks):
-                if complete:
+                if complete or limit is None:
                     return
                 # So many rules that stay: the orphans are behind them, if there are any.
                 limit = None
+                continue
+            deleted = self.report.deleted
+            try:
+                self._delete()
+            except ContentionError as error:
                 if time.monotonic() > deadline:
-                    return
+                    raise self._too_busy(error) from None
             else:
-                deleted = self.report.deleted
-                try:
-                    self._delete()
-                except ContentionError as error:
-                    if time.monotonic() > deadline:
-                        raise BusyError(f"{error}, for {self.options.wait:g} s; retry, or raise --wait") from None
-                else:
-                    if complete:
-                        return
-                if self.report.deleted > deleted:
-                    deadline = time.monotonic() + self.options.wait
-                    continue
-            time.sleep(_PAUSE)
+                if complete:
+                    return
+            if limit and 2 * (self.report.deleted - deleted) < limit:
+                limit *= 2  # mostly rules that stay: the next look has to see behind them
+            if self.report.deleted > deleted:
+                deadline = time.monotonic() + self.options.wait
+            else:
+                time.sleep(_PAUSE)
 
     def keep_rest(self) -> None:
         """Report the rules that have to do with us and are no orphans."""
@@ -267,48 +307,69 @@ class _Run:
         xtables = report.xtables_lock or locks.LockTimes(locks.xtables_lock_path())
         try:
             with locks.held(subnet, options.lock_timeout, mode=0o666, what="subnet lock", option="--lock-timeout"):
-                leased = self._leased()
-                for backend in self._backends:
-                    doomed = [look for look in self._looks if look.backend is backend and look.orphans]
-                    if doomed:
-                        with backend.writing(xtables, options.wait):
-                            for look in doomed:
-                                self._delete_from(look, leased)
+                self._delete_locked(xtables)
         finally:
             # A lock that was never held is not reported.
             report.subnet_lock = subnet if subnet.held_ms else None
             report.xtables_lock = xtables if xtables.held_ms else None
 
-    def _delete_from(self, look: _Look, leased: Collection[str]) -> None:
-        backend = look.backend
-        with backend.transaction(look.scan) as transaction:
-            look.scan = transaction.scan
-            look.findings = self._decide(transaction.scan, leased)
-            orphans = look.orphans
-            size = transaction.batch or len(orphans)
-            for start in range(0, len(orphans), size):
-                batch = orphans[start : start + size]
+    def _delete_locked(self, xtables: LockTimes) -> None:
+        leased = self._leased()
+        doomed: dict[Backend, list[_Look]] = {}
+        for look in self._looks:
+            if look.orphans:
+                doomed.setdefault(look.backend, []).append(look)
+        if self._journal:
+            # What cannot be put back, in any table, has to be known before anything is deleted.
+            with ExitStack() as writing:
+                for backend in doomed:
+                    writing.enter_context(backend.writing(xtables, self.options.wait))
+                self._delete_from([look for looks in doomed.values() for look in looks], leased)
+            return
+        for backend, looks in doomed.items():
+            with backend.writing(xtables, self.options.wait):
+                # Long tables one by one, for their memory; others share one look at the interfaces.
+                for group in [looks] if all(look.scan.complete for look in looks) else [[look] for look in looks]:
+                    self._delete_from(group, leased)
+
+    def _delete_from(self, looks: Sequence[_Look], leased: Collection[str]) -> None:
+        """Read again, decide again, delete."""
+        with ExitStack() as opened:
+            transactions = [opened.enter_context(look.backend.transaction(look.scan)) for look in looks]
+            for look, transaction in zip(looks, transactions, strict=True):
+                if transaction.scan.rules != look.scan.rules:
+                    look.case = Case(transaction.scan.rules, self._ownership)
+                look.scan = transaction.scan
+            self._decide(looks, leased)
+            if self._journal:
+                self._journal.check([orphan for look in looks for orphan in look.orphans])
+            for look, transaction in zip(looks, transactions, strict=True):
+                self._delete_orphans(look, transaction)
+
+    def _delete_orphans(self, look: _Look, transaction: Transaction) -> None:
+        orphans = look.orphans
+        size = transaction.batch or max(1, len(orphans))
+        for start in range(0, len(orphans), size):
+            batch = orphans[start : start + size] if size < len(orphans) else orphans
+            if self._journal:
+                self._journal.record(look.backend, look.scan, orphans, batch)
+            try:
+                transaction.delete([finding.rule for finding in batch])
+            except ContentionError:
                 if self._journal:
-                    self._journal.record(backend, look.scan, orphans, batch)
-                try:
-                    transaction.delete([finding.rule for finding in batch])
-                except ContentionError:
-                    if self._journal:
-                        self._journal.void()
-                    raise
-                look.deleted += len(batch)
-                self._deleted(look, batch)
+                    self._journal.void()
+                raise
+            look.deleted += len(batch)
+            self._deleted(look, batch)
 
     def _deleted(self, look: _Look, batch: list[Finding]) -> None:
         report = self._report_of(look.backend)
         report.deleted += len(batch)
         report.orphans += len(batch)
-        for finding in batch:
-            rule = finding.rule
-            self._swept[look.backend.name, rule.table][rule.chain] += 1
-            if ahead := look.before[rule.chain]:
-                finding = finding._replace(rule=rule._replace(position=rule.position + ahead))
-            self.report.orphans.append(finding)
+        self._swept[look.backend.name, look.scan.table].update(map(_chain_of, batch))
+        if look.before:
+            batch = [_moved(finding, look.before[finding.rule.chain]) for finding in batch]
+        self.report.orphans += batch
 
     def _sum_up(self) -> None:
         for look in self._looks:
@@ -353,21 +414,32 @@ class _Run:
                 return read()
             except ContentionError as error:
                 if time.monotonic() > deadline:
-                    raise BusyError(f"{error}, for {self.options.wait:g} s; retry, or raise --wait") from None
+                    raise self._too_busy(error) from None
             time.sleep(_PAUSE)
+
+    def _too_busy(self, error: ContentionError) -> BusyError:
+        return BusyError(f"{error}, for {self.options.wait:g} s; retry, or raise --wait")
 
     def _leased(self) -> frozenset[str]:
         return leases.leased_bridges(leases.read(self.options.lease_path))
 
-    def _decide(self, scan: Scan, leased: Collection[str]) -> list[Finding]:
-        return decide(scan.rules, self._ownership, self._live_names, leased)
+    def _decide(self, looks: Sequence[_Look], leased: Collection[str]) -> None:
+        """Decide on what was read: who is alive is found out now, once for all ``looks``."""
 
-    def _live_names(self) -> Collection[str]:
+        def names() -> frozenset[str]:
+            return frozenset[str]().union(*(look.case.names for look in looks))
+
+        all_names = any(look.case.all_names for look in looks)
+        live = self._live_names(names, all_names) if all_names or names() else Live()
+        for look in looks:
+            look.findings = look.case.decide(live, leased)
+
+    def _live_names(self, asked: Callable[[], Collection[str]], all_names: bool) -> Live:
         if self._interfaces is None:
             from netsweep.interfaces import Interfaces
 
             self._interfaces = self._resources.enter_context(Interfaces())
-        return self._interfaces.names()
+        return self._interfaces.live(asked, all_names=all_names)
 
     def _warn_of_missing_chains(self) -> None:
         found = {
@@ -383,6 +455,13 @@ class _Run:
     def _warn(self, text: str) -> None:
         if text not in self.report.warnings:
             self.report.warnings.append(text)
+
+
+_chain_of = operator.attrgetter("rule.chain")
+
+
+def _moved(finding: Finding, places: int) -> Finding:
+    return finding._replace(rule=finding.rule._replace(position=finding.rule.position + places))
 
 
 def open_backend(name: str, hints: Sequence[bytes], *, keep_undo: bool) -> Backend:
@@ -401,7 +480,11 @@ def open_backend(name: str, hints: Sequence[bytes], *, keep_undo: bool) -> Backe
 
 def require_net_admin() -> None:
     """Raise :class:`NotPermittedError` where CAP_NET_ADMIN is not in effect, whoever the user is."""
-    with open("/proc/thread-self/status", encoding="ascii", errors="replace") as status:
-        effective = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
-    if not effective >> _CAP_NET_ADMIN & 1:
+    if not effective_capabilities() >> _CAP_NET_ADMIN & 1:
         raise NotPermittedError("CAP_NET_ADMIN is missing: run as root, or give this process the capability")
+
+
+def effective_capabilities() -> int:
+    """The capabilities that this thread has in effect, one bit each (proc(5), status, CapEff)."""
+    with open("/proc/thread-self/status", encoding="ascii", errors="replace") as status:
+        return next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))

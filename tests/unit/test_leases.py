@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -97,6 +99,26 @@ def test_only_running_processes_hold_their_lease() -> None:
     gone.wait()
     held = [Lease("hm1", os.getpid()), Lease("hm2", gone.pid), Lease("hm3", 1)]
     assert leases.leased_bridges(held) == {"hm1", "hm3"}
+
+
+def test_a_process_that_nobody_has_waited_for_yet_has_ended() -> None:
+    with subprocess.Popen(["true"]) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert not leases.is_running(process.pid)
+
+
+def test_a_process_whose_first_thread_has_ended_runs_on() -> None:
+    code = (
+        "import ctypes, sys, threading; threading.Thread(target=sys.stdin.read).start(); "
+        "ctypes.CDLL(None).pthread_exit(None)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 10
+        while b") Z" not in Path(f"/proc/{process.pid}/stat").read_bytes():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert leases.is_running(process.pid)
+        process.kill()
 
 
 def test_a_missing_file_means_no_leases(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netsweep.errors import UsageError
-from netsweep.orphans import Finding, Ownership, Verdict, decide
+from netsweep.orphans import Finding, Live, Ownership, Verdict, decide
 from netsweep.rules import Interface, Rule
 
 OURS = Ownership(["hm"], ["ha"])
-LIVE = {"hm1", "hm2", "eth0", "lo", "ha1"}
+LIVE = {"hm1", "hm2", "hmab12", "eth0", "lo", "ha1"}
 LEASED = {"hm5"}
 
 
@@ -24,14 +24,25 @@ def match(text: str | None) -> Interface | None:
     return Interface(name.rstrip("+"), name.endswith("+"), text.startswith("!"))
 
 
-def rule(i: str | None = None, o: str | None = None, comment: str | None = None, opaque: str | None = None) -> Rule:
+def rule(
+    i: str | None = None,
+    o: str | None = None,
+    comment: str | None = None,
+    opaque: str | None = None,
+    port: str | None = None,
+) -> Rule:
     return Rule(
-        "fake", "filter", "FORWARD", 1, in_interface=match(i), out_interface=match(o), comment=comment, opaque=opaque
+        *("fake", "filter", "FORWARD", 1),
+        in_interface=match(i),
+        out_interface=match(o),
+        comment=comment,
+        ports=(found,) if (found := match(port)) else (),
+        opaque=opaque,
     )
 
 
 def judge(subject: Rule, ownership: Ownership = OURS) -> Finding | None:
-    findings = decide([subject], ownership, lambda: LIVE, LEASED)
+    findings = decide([subject], ownership, lambda *_: Live(LIVE), LEASED)
     return findings[0] if findings else None
 
 
@@ -91,6 +102,31 @@ def verdict(subject: Rule, ownership: Ownership = OURS) -> str | None:
         (rule(comment="hmdead"), "foreign"),
         (rule(comment=""), None),
         (rule(comment="nothing to see"), None),
+        # no interface has a name of 16 letters
+        (rule("hm0123456789abcd", "eth0"), "foreign"),
+        (rule(comment="hypeman-nat-hm0123456789abc"), "orphan"),
+        (rule(comment="hypeman-nat-hm0123456789abcd"), "foreign"),
+        # each of several comments is judged by itself
+        (rule(comment="first\0hypeman-nat-hmdead"), "orphan"),
+        (rule(comment="hypeman-nat-hmdead\0last"), "orphan"),
+        (rule(comment="first\0hmdead"), "foreign"),
+        (rule(comment="hypeman-nat-hmdead\0hypeman-nat-hm1"), "live"),
+        # a comment that fills its field may have been cut off, and the name with it
+        (rule(comment=f"{'x' * 248}-hmdead"), "orphan"),
+        (rule(comment=f"{'x' * 251}-hm1"), "live"),
+        (rule(comment=f"{'x' * 252}-hm"), "foreign"),
+        (rule(comment=f"{'x' * 248}-hmab1"), "orphan"),
+        (rule(comment=f"{'x' * 249}-hmab1"), "live"),
+        (rule(comment="\udcff" * 249 + "-hmab1"), "live"),
+        (rule(comment="\xe9" * 124 + "x-hmab1"), "live"),
+        # bridge ports are named too, but are nobody's own
+        (rule(port="hmdead"), "foreign"),
+        (rule("hmdead", port="hm1"), "live"),
+        (rule("hmdead", port="hm5"), "leased"),
+        (rule("hmdead", port="veth0"), "orphan"),
+        (rule("hmdead", port="ha1"), "protected"),
+        (rule("hmdead", port="hm+"), "wildcard"),
+        (rule(comment="hypeman-nat-hmdead", port="hm1"), "live"),
         # protected names, in a match or in the comment
         (rule("ha1", "eth0"), "protected"),
         (rule("hmdead", "ha99"), "protected"),
@@ -99,6 +135,7 @@ def verdict(subject: Rule, ownership: Ownership = OURS) -> str | None:
         (rule("hmdead", "eth0", "hypeman-fwd-out-ha12"), "protected"),
         (rule("hmdead", "eth0", "ha12 hypeman-fwd-out-hmdead"), "protected"),
         (rule(comment="hypeman-nat-ha12"), "protected"),
+        (rule("hmdead", "eth0", "haproxy0, hypeman-fwd-out-hmdead"), "protected"),
         (rule("hmdead", "eth0", "shared-hmdead"), "orphan"),
         # wildcards
         (rule("hm+"), "wildcard"),
@@ -128,7 +165,7 @@ def test_verdicts(subject: Rule, expected: str | None) -> None:
 
 def test_every_copy_of_a_duplicate_is_an_orphan() -> None:
     copies = [rule("hmdead", "eth0")] * 3
-    assert [f.verdict for f in decide(copies, OURS, lambda: LIVE, ())] == [Verdict.ORPHAN] * 3
+    assert [f.verdict for f in decide(copies, OURS, lambda *_: Live(LIVE), ())] == [Verdict.ORPHAN] * 3
 
 
 def test_every_finding_names_a_reason() -> None:
@@ -144,6 +181,13 @@ def test_every_finding_names_a_reason() -> None:
         finding = judge(subject)
         assert finding
         assert finding.reason
+
+
+def test_a_comment_that_may_be_cut_off_counts_for_nothing_where_interfaces_cannot_be_listed() -> None:
+    cut = rule(comment=f"{'x' * 248}-hmdead")
+    assert decide([cut], OURS, lambda *_: Live((), complete=True), ())[0].verdict is Verdict.ORPHAN
+    assert decide([cut], OURS, lambda *_: Live((), complete=False), ())[0].verdict is Verdict.LIVE
+    assert decide([cut], OURS, lambda *_: Live(), ["hmdead1"])[0].verdict is Verdict.LIVE
 
 
 def test_more_than_one_prefix_and_prefixes_with_dots_and_dashes() -> None:
@@ -189,16 +233,16 @@ def test_interfaces_are_asked_for_after_all_rules_were_taken() -> None:
         taken.append("rules")
         return [rule("hmdead")]
 
-    def live() -> set[str]:
+    def live(*_: object) -> Live:
         taken.append("interfaces")
-        return set()
+        return Live()
 
     decide((r for r in rules()), OURS, live, ())
     assert taken == ["rules", "interfaces"]
 
 
 def test_interfaces_are_not_asked_for_where_no_rule_depends_on_them() -> None:
-    def never() -> set[str]:
+    def never(*_: object) -> Live:
         raise AssertionError
 
     decide([rule("docker0"), rule("ha1"), rule("hm+"), rule("hmvpn0")], OURS, never, ())
@@ -235,7 +279,7 @@ random_rules = st.builds(
 def test_nothing_that_is_alive_or_unclear_is_ever_chosen(
     rules: list[Rule], live: frozenset[str], leased: frozenset[str]
 ) -> None:
-    for finding in decide(rules, OURS, lambda: live, leased):
+    for finding in decide(rules, OURS, lambda *_: Live(live), leased):
         if finding.verdict is not Verdict.ORPHAN:
             continue
         chosen = finding.rule

@@ -67,6 +67,7 @@ class FakeBackend:
             scan.complete = scan.complete and (limit is None or len(rules) <= limit)
             scan.rules += rules[:limit]
             scan.order[name] = [rule.undo.identity if rule.undo else b"" for rule in rules[:limit]]
+            scan.handles[name] = [rule.handle for rule in rules[:limit] if rule.handle is not None]
             scan.scanned += len(rules[:limit])
         return scan
 
@@ -96,7 +97,7 @@ class _Transaction:
         if backend.batch is not None and len(rules) > backend.batch:
             raise NetsweepError("more rules than a batch takes")
         backend.before_delete()
-        here = {rule.handle for name in self.scan.chains for rule in backend.rules(ChainRef(self.scan.table, name))}
+        here = {rule.handle for name in self.scan.order for rule in backend.rules(ChainRef(self.scan.table, name))}
         if any(rule.handle not in here for rule in rules):
             raise ContentionError("a rule has gone meanwhile")
         for rule in rules:
@@ -104,5 +105,13 @@ class _Transaction:
         self._committed = True
 
     def insert(self, additions: Sequence[Addition]) -> None:
+        backend, found = self._backend, []
         for addition in sorted(additions, key=lambda a: a.place, reverse=True):
-            self._backend.put_back(ChainRef(self.scan.table, addition.chain), addition)
+            chain = ChainRef(self.scan.table, addition.chain)
+            scanned, now = self.scan.handles[addition.chain], [rule.handle for rule in backend.rules(chain)]
+            before = scanned[addition.place] if addition.place < len(scanned) else None
+            if before is not None and before not in now:
+                raise ContentionError("a rule has gone meanwhile")
+            found.append((chain, addition._replace(place=now.index(before) if before is not None else len(now))))
+        for chain, addition in found:
+            backend.put_back(chain, addition)

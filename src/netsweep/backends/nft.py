@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import errno
 import functools
+import itertools
+import operator
 import os
 import re
 import socket
@@ -36,9 +38,9 @@ from pyroute2.netlink.nfnetlink.nftsocket import (
     nft_table_msg,
 )
 
-from netsweep import netlink
+from netsweep import extensions, netlink
 from netsweep.backends import Addition, Scan, Transaction
-from netsweep.errors import ContentionError, NoBackendError
+from netsweep.errors import ContentionError, NetsweepError, NoBackendError
 from netsweep.rules import Interface, Rule, Undo
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ BATCH, LONG_CHAIN_BATCH = 1000, 2000
 take longer."""
 
 _SO_SNDBUFFORCE = 32
-"""asm-generic/socket.h; needs CAP_NET_ADMIN, as all else here."""
+"""asm-generic/socket.h; needs CAP_NET_ADMIN in the first user namespace."""
 
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 """NFNL_MSG_BATCH_BEGIN and _END (linux/netfilter/nfnetlink.h)."""
@@ -86,12 +88,16 @@ _NATIVE_TARGETS = {
     b"masq": "MASQUERADE",
     b"redir": "REDIRECT",
     b"reject": "REJECT",
-    b"log": "LOG",
-    b"nat": "NAT",
     b"queue": "QUEUE",
     b"tproxy": "TPROXY",
     b"notrack": "NOTRACK",
+    b"synproxy": "SYNPROXY",
 }
+_LOGGING = ("LOG", "NFLOG")
+_FIB_INTERFACES = (1, 2)
+"""NFT_FIB_RESULT_OIF and _OIFNAME."""
+_FIB_PRESENT = 1 << 5
+"""NFTA_FIB_F_PRESENT: not which interface, but whether there is one."""
 _OBJREF_SET_SREG = 3
 _UDATA_COMMENT = 0
 """NFTNL_UDATA_RULE_COMMENT (libnftnl/udata.h)."""
@@ -116,7 +122,7 @@ _DESTINATIONS = {
 """Expressions that fill a register, with the attribute that says which."""
 
 _WITHOUT_REGISTERS = frozenset(
-    {b"counter", b"match", b"target", b"limit", b"quota", b"connlimit", b"last", b"synproxy", *_NATIVE_TARGETS}
+    {b"counter", b"match", b"target", b"limit", b"quota", b"connlimit", b"last", b"flow_offload"}
 )
 
 
@@ -129,6 +135,10 @@ class _Op(NamedTuple):
 
 
 _INERT = _Op("inert")
+_UNIT = 4
+_NAME_UNITS = 4
+_CANNOT_READ = "matches interfaces in a way that netsweep cannot read"
+_BY_OTHER_MEANS = "matches interfaces by something else than a name"
 
 
 class NftBackend:
@@ -230,7 +240,7 @@ class NftBackend:
             try:
                 for buffer, offset, end in netlink.dump(self._open(), request, "reading nf_tables"):
                     found = dict(netlink.attributes(buffer, offset + _MESSAGE, end))
-                    handles[_text(found.get(_TABLE_NAME, b""))] = found.get(_TABLE_HANDLE, b"")
+                    handles[extensions.text(found.get(_TABLE_NAME, b""))] = found.get(_TABLE_HANDLE, b"")
             except netlink.InterruptedDumpError:
                 continue
             return handles
@@ -253,14 +263,28 @@ class NftBackend:
     def insert(self, scan: Scan, additions: Sequence[Addition]) -> None:
         """Put rules back in one transaction; see :class:`netsweep.backends.Transaction`."""
         messages = [m for addition in additions for m in _insert_messages(scan, addition)]
-        self._commit(scan, messages, f"inserting rules into {scan.table}")
+        doing = f"inserting rules into {scan.table}"
+        try:
+            self._commit(scan, messages, doing)
+        except netlink.GoneError:
+            now = self.scan(scan.table, list(scan.handles))
+            if now.complete and now.handles == scan.handles:
+                raise NetsweepError(f"{doing}: something that they refer to has gone, so they no longer fit") from None
+            raise
 
     def _commit(self, scan: Scan, messages: Sequence[bytes], doing: str) -> None:
+        if not messages:
+            return
         if self._table_handles().get(scan.table) != scan.token:
             raise ContentionError(f"table {scan.table} was replaced")
         sock = self._open()
         # A batch goes in one send, which the buffer has to be large enough for.
-        sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * sum(map(len, messages)) + 2**16)
+        size = 2 * sum(map(len, messages)) + 2**16
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size)
+        except PermissionError:
+            # Root of a user namespace gets what any user gets, which is enough for a thousand deletions.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
         send_batch(sock, messages, doing)
 
 
@@ -292,14 +316,12 @@ def _request(message_class: Any, kind: int, flags: int, attributes: list[tuple[s
 
 def _delete_messages(rules: Iterable[Rule]) -> list[bytes]:
     """The messages that delete ``rules``: pyroute2 encodes one for each chain, the handle is put in."""
-    templates: dict[tuple[str, str], bytes] = {}
-    messages = []
-    for rule in rules:
-        key = (rule.table, rule.chain)
-        if key not in templates:
-            attributes = [("NFTA_RULE_TABLE", rule.table), ("NFTA_RULE_CHAIN", rule.chain), ("NFTA_RULE_HANDLE", 0)]
-            templates[key] = _request(nft_rule_msg, NFT_MSG_DELRULE, NLM_F_REQUEST, attributes)[:-8]
-        messages.append(templates[key] + struct.pack(">Q", rule.handle))
+    handle = struct.Struct(">Q").pack
+    messages: list[bytes] = []
+    for (table, chain), group in itertools.groupby(rules, operator.attrgetter("table", "chain")):
+        attributes = [("NFTA_RULE_TABLE", table), ("NFTA_RULE_CHAIN", chain), ("NFTA_RULE_HANDLE", 0)]
+        head = _request(nft_rule_msg, NFT_MSG_DELRULE, NLM_F_REQUEST, attributes)[:-8]
+        messages += [head + handle(rule.handle) for rule in group]
     return messages
 
 
@@ -312,18 +334,14 @@ def _insert_messages(scan: Scan, addition: Addition) -> Iterator[bytes]:
     head = _request(nft_rule_msg, NFT_MSG_NEWRULE, flags, attributes)
     for raw in addition.rules:
         expressions, userdata, protocol = _unpack_raw(raw)
-        body = _attribute(_RULE_EXPRESSIONS | _NESTED, expressions)
+        body = netlink.attribute(_RULE_EXPRESSIONS | _NESTED, expressions)
         if userdata:
-            body += _attribute(_RULE_USERDATA, userdata)
+            body += netlink.attribute(_RULE_USERDATA, userdata)
         if protocol:
-            body += _attribute(_RULE_COMPAT | _NESTED, protocol)
+            body += netlink.attribute(_RULE_COMPAT | _NESTED, protocol)
         if not at_end:
-            body += _attribute(_RULE_POSITION, struct.pack(">Q", handles[addition.place]))
-        yield struct.pack("=I", len(head) + len(body)) + head[4:] + body
-
-
-def _attribute(kind: int, data: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(data), kind) + data + bytes(-len(data) % 4)
+            body += netlink.attribute(_RULE_POSITION, struct.pack(">Q", handles[addition.place]))
+        yield netlink.extend(head, body)
 
 
 def send_batch(sock: netlink.Socket, messages: Sequence[bytes], doing: str) -> None:
@@ -333,19 +351,14 @@ def send_batch(sock: netlink.Socket, messages: Sequence[bytes], doing: str) -> N
     answers each message that failed; of those that worked only the last is asked to answer, as a
     receipt that the whole was read (before Linux 6.10 the end of a batch gives none).
     """
-    flags = struct.Struct("=HHI")
-    batch = bytearray(_batch_edge(_BATCH_BEGIN, 0))
-    for number, message in enumerate(messages, 1):
-        start = len(batch)
-        batch += message
-        kind, asked, _ = flags.unpack_from(message, 4)
-        last = number == len(messages)
-        flags.pack_into(batch, start + 4, kind, asked | NLM_F_ACK if last else asked, number)
-    batch += _batch_edge(_BATCH_END, len(messages) + 1)
+    *others, last = messages
+    kind, asked = struct.unpack_from("=HH", last, 4)
+    last = last[:4] + struct.pack("=HHI", kind, asked | NLM_F_ACK, len(messages)) + last[12:]
+    batch = b"".join((_batch_edge(_BATCH_BEGIN), *others, last, _batch_edge(_BATCH_END)))
     confirmed = False
     failures: list[int] = []
     try:
-        sock.send(bytes(batch))
+        sock.send(batch)
         while True:
             answer = sock.recv(netlink.RECEIVE_SIZE, socket.MSG_DONTWAIT)
             for offset, end, kind, _ in netlink.messages(answer):
@@ -365,9 +378,9 @@ def send_batch(sock: netlink.Socket, messages: Sequence[bytes], doing: str) -> N
         raise ContentionError(f"{doing}: the kernel gave no receipt")
 
 
-def _batch_edge(kind: int, number: int) -> bytes:
+def _batch_edge(kind: int) -> bytes:
     # struct nfgenmsg: family unspecified, version 0, and the subsystem in network byte order.
-    return netlink.HEADER.pack(20, kind, NLM_F_REQUEST, number, 0) + struct.pack(">BBH", 0, 0, NFNL_SUBSYS_NFTABLES)
+    return netlink.HEADER.pack(20, kind, NLM_F_REQUEST, 0, 0) + struct.pack(">BBH", 0, 0, NFNL_SUBSYS_NFTABLES)
 
 
 def parse_rule(message: bytes, table: str, chain: str, position: int, *, keep_undo: bool = False) -> Rule:
@@ -400,7 +413,8 @@ def parse_rule(message: bytes, table: str, chain: str, position: int, *, keep_un
         source=reading.networks.get(12),
         destination=reading.networks.get(16),
         target=reading.target,
-        comment=" ".join(dict.fromkeys(comments)) if comments else None,
+        comment="\0".join(dict.fromkeys(comments)) if comments else None,
+        ports=tuple(reading.ports),
         opaque=reading.opaque,
         undo=_undo(expressions, userdata) if keep_undo else None,
     )
@@ -414,7 +428,8 @@ def _undo(expressions: bytes, userdata: bytes) -> Undo:
     identity leaves out the expressions that count.
     """
     identity = blake2b(userdata, digest_size=16)
-    lost = None
+    jump = lost = None
+    sets: tuple[int, ...] = ()
     protocol = b""
     protocol_loaded = False
     for _, expression in netlink.attributes(expressions):
@@ -424,16 +439,29 @@ def _undo(expressions: bytes, userdata: bytes) -> Undo:
             identity.update(expression)
         if name in _REFERRING and (anonymous := _ANONYMOUS.search(expression)):
             lost = f"refers to the anonymous {anonymous.group().decode('ascii')}, which goes with the rule"
+        if name == b"immediate":
+            jump = _jump(data) or jump
+        if name in (b"match", b"target"):
+            extension = extensions.text(data.get(1, b""))
+            numbers = extensions.set_numbers(name.decode("ascii"), extension, _number(data, 2), data.get(3, b""))
+            sets += numbers or ()
+            lost = "uses ipset in a way that is not known" if numbers is None else lost
         if name == b"cmp" and protocol_loaded:
             value = _found(data.get(3, b"")).get(1, b"\0")
             flags = _COMPAT_INVERTED if _number(data, 2) == _CMP_NEQ else 0
-            protocol = _attribute(1, struct.pack(">I", value[0])) + _attribute(2, struct.pack(">I", flags))
+            protocol = netlink.attribute(1, value[:1].rjust(4, b"\0")) + netlink.attribute(2, struct.pack(">I", flags))
         is_l4proto = name == b"meta" and _number(data, _META_KEY) == _META_L4PROTO
         is_ip_protocol = name == b"payload" and (_number(data, 2), _number(data, 3), _number(data, 4)) == _IP_PROTOCOL
         protocol_loaded = is_l4proto or is_ip_protocol
     parts = (expressions, userdata, protocol)
     raw = b"".join(struct.pack("=I", len(part)) + part for part in parts)
-    return Undo(raw, identity.digest(), lost)
+    return Undo(raw, identity.digest(), jump, sets, lost)
+
+
+def _jump(immediate: dict[int, bytes]) -> str | None:
+    """The chain that an ``immediate`` expression jumps to."""
+    verdict = _found(_found(immediate.get(2, b"")).get(2, b""))
+    return extensions.text(verdict.get(2, b"")) or None if _number(verdict, 1, signed=True) in (_JUMP, _GOTO) else None
 
 
 def _unpack_raw(raw: bytes) -> list[bytes]:
@@ -447,11 +475,15 @@ def _unpack_raw(raw: bytes) -> list[bytes]:
 
 
 class _Reading:
-    """Follows what a rule's expressions do to the registers, in their order."""
+    """Follows what a rule's expressions do to the registers, in their order.
+
+    Registers are counted in units of four bytes; a name takes four of them.
+    """
 
     def __init__(self) -> None:
         self.interfaces: dict[int, Interface] = {}
         self.networks: dict[int, str] = {}
+        self.ports: list[Interface] = []
         self.comments: list[str] = []
         self.target: str | None = None
         self.opaque: str | None = None
@@ -462,47 +494,56 @@ class _Reading:
         if kind == "cmp":
             self._compare(register, *value)
         elif kind == "interface":
+            self._fill(register)
             self._names[register] = value
-            self._addresses.pop(register, None)
         elif kind == "payload":
-            self._forget(register)
-            if value:
-                self._addresses[register] = value
+            size, address = value
+            self._fill(register, size)
+            if address:
+                self._addresses[register] = address
         elif kind == "mask":
             source, mask = value
-            self._reads(source)
             address = self._addresses.get(source)
-            self._forget(register)
+            self._read(source)
+            self._fill(register)
             if address and len(mask) == len(address[1]):
                 self._addresses[register] = (address[0], mask)
+        elif kind == "reads":
+            self._read(register)
         elif kind == "fills":
-            self._forget(register)
+            self._fill(register)
         elif kind == "comment":
             self.comments.append(value)
+        elif kind == "ports":
+            self.ports += value
         elif kind == "target":
-            self.target = self.target if self.target and value == "LOG" else value
+            self.target = self.target if self.target and value in _LOGGING else value
         elif kind == "unclear":
             self.opaque = self.opaque or value
         elif kind == "unknown" and self._names:
             self.opaque = self.opaque or f"does with an interface name what netsweep cannot read ({value})"
 
-    def _forget(self, register: int) -> None:
+    def _fill(self, register: int, size: int = _NAME_UNITS) -> None:
         self._names.pop(register, None)
-        self._addresses.pop(register, None)
+        self._addresses = {r: a for r, a in self._addresses.items() if not register <= r < register + size}
+        self._read(register, size)
 
-    def _reads(self, register: int) -> None:
-        if register in self._names:
-            self.opaque = self.opaque or "matches interfaces in a way that netsweep cannot read"
+    def _read(self, register: int, size: int = _NAME_UNITS) -> None:
+        # Also where only a part of a name is read or written over.
+        if any(register < name + _NAME_UNITS and name < register + size for name in self._names):
+            self.opaque = self.opaque or _CANNOT_READ
 
     def _compare(self, register: int, operator: int, data: bytes) -> None:
         if register in self._names:
             key = self._names[register]
             interface = _interface(data, operator)
             if interface is None or key in self.interfaces:
-                self._reads(register)
+                self._read(register)
             else:
                 self.interfaces[key] = interface
-        elif register in self._addresses and operator in (_CMP_EQ, _CMP_NEQ):
+            return
+        self._read(register, -(-len(data) // _UNIT))
+        if register in self._addresses and operator in (_CMP_EQ, _CMP_NEQ):
             where, mask = self._addresses[register]
             if len(data) == len(mask):
                 self.networks[where] = _network(data, mask, operator == _CMP_NEQ)
@@ -536,32 +577,56 @@ def parse_expression(expression: bytes) -> _Op:
     if name == b"meta":
         return _parse_meta(data)
     if name == b"match":
-        if _text(data.get(1, b"")) == "comment":
-            return _Op("comment", value=_text(data.get(3, b"")))
-        return _INERT
+        return _parse_match(extensions.text(data.get(1, b"")), data.get(3, b""))
     if name == b"target":
-        return _Op("target", value=_text(data.get(1, b"")))
+        return _Op("target", value=extensions.text(data.get(1, b"")))
     if name == b"immediate":
         verdict = _found(_found(data.get(2, b"")).get(2, b""))
-        if _register(data, 1) == _REG_VERDICT and 1 in verdict:
-            code = _number(verdict, 1, signed=True)
-            jumped_to = _text(verdict.get(2, b"")) if code in (_JUMP, _GOTO) else None
-            return _Op("target", value=jumped_to or _VERDICTS.get(code, str(code)))
-        return _Op("fills", _register(data, 1))
+        if _number(data, 1) == _REG_VERDICT and 1 in verdict:
+            return _Op("target", value=_jump(data) or _VERDICTS.get(_number(verdict, 1, signed=True)))
+        return _fills(data, 1)
     if name == b"payload" and 1 in data:
         where, length = _number(data, 3), _number(data, 4)
         is_address = _number(data, 2) == 1 and where in (12, 16) and length <= 4
-        return _Op("payload", _register(data, 1), (where, b"\xff" * length) if is_address else None)
+        address = (where, b"\xff" * length) if is_address else None
+        return _Op("payload", _register(data, 1), (-(-length // _UNIT), address))
     if name == b"bitwise":
         mask = _found(data.get(4, b"")).get(1, b"")
         return _Op("mask", _register(data, 2), (_register(data, 1), mask))
+    if name in (b"hash", b"byteorder") and 2 in data:
+        # Without a source it is a hash of the packet's own.
+        return _Op("mask", _register(data, 2), (_register(data, 1), b"")) if 1 in data else _fills(data, 2)
+    if name == b"range":
+        return _Op("reads", _register(data, 1))
+    if name == b"fib" and _number(data, 2) in _FIB_INTERFACES and not _number(data, 3) & _FIB_PRESENT:
+        return _Op("unclear", value=_BY_OTHER_MEANS)
+    if name == b"exthdr" and 1 not in data:
+        return _Op("reads", _register(data, 7)) if 7 in data else _INERT
+    if name == b"nat":
+        return _Op("target", value={0: "SNAT", 1: "DNAT"}.get(_number(data, 1)))
+    if name == b"log":
+        return _Op("target", value="NFLOG" if 1 in data else "LOG")
     if name in _NATIVE_TARGETS:
         return _Op("target", value=_NATIVE_TARGETS[name])
     if name in _DESTINATIONS and _DESTINATIONS[name] in data:
-        return _Op("fills", _register(data, _DESTINATIONS[name]))
+        return _fills(data, _DESTINATIONS[name])
     if name in _WITHOUT_REGISTERS or (name == b"objref" and _OBJREF_SET_SREG not in data):
         return _INERT
     return _Op("unknown", value=ascii(name.decode("utf-8", "surrogateescape"))[1:-1][:32])
+
+
+def _parse_match(name: str, info: bytes) -> _Op:
+    if name == "comment":
+        return _Op("comment", value=extensions.text(info))
+    if name == "physdev":
+        return _Op("ports", value=tuple(extensions.ports(info)))
+    if name == "devgroup":
+        return _Op("unclear", value=extensions.GROUPS)
+    return _INERT
+
+
+def _fills(data: dict[int, bytes], attribute: int) -> _Op:
+    return _Op("fills", _register(data, attribute))
 
 
 def _parse_meta(data: dict[int, bytes]) -> _Op:
@@ -572,8 +637,8 @@ def _parse_meta(data: dict[int, bytes]) -> _Op:
     if key in (_META_IIFNAME, _META_OIFNAME):
         return _Op("interface", register, key)
     if key in _INTERFACE_KEYS or key > _META_LAST_KNOWN:
-        return _Op("unclear", register, "matches interfaces by something else than a name")
-    return _Op("fills", register)
+        return _Op("unclear", register, _BY_OTHER_MEANS)
+    return _fills(data, _META_DREG)
 
 
 def _found(buffer: bytes) -> dict[int, bytes]:
@@ -585,16 +650,13 @@ def _number(data: dict[int, bytes], attribute: int, *, signed: bool = False) -> 
 
 
 def _register(data: dict[int, bytes], attribute: int) -> int:
-    """A register's number in the older, 16-byte counting, which names a loaded interface's register.
+    """A register's number in units of four bytes.
 
-    NFT_REG32_00 (8) and up are quarters of it; register 1 begins at 8.
+    NFT_REG_1 (1) and up are four units each, NFT_REG32_00 (8) and up are one and begin at the same
+    place.
     """
     number = _number(data, attribute)
-    return (number - 8) // 4 + 1 if number >= 8 else number
-
-
-def _text(field: bytes) -> str:
-    return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+    return number - 8 if number >= 8 else 4 * (number - 1)
 
 
 def _userdata_comments(userdata: bytes) -> Iterator[str]:
@@ -603,7 +665,7 @@ def _userdata_comments(userdata: bytes) -> Iterator[str]:
     while offset + 2 <= len(userdata):
         kind, length = userdata[offset], userdata[offset + 1]
         if kind == _UDATA_COMMENT:
-            yield _text(userdata[offset + 2 : offset + 2 + length])
+            yield extensions.text(userdata[offset + 2 : offset + 2 + length])
         offset += 2 + length
 
 
