@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from netsweep import __version__
-from netsweep.errors import ORPHANS_FOUND, NetsweepError
+from netsweep.errors import ORPHANS_FOUND, NetsweepError, NoBackendError
 from netsweep.report import Report, escape, github_lines, text_lines, write_json, write_step_summary
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -22,14 +23,21 @@ Exit status:
   2   wrong usage
   3   'list --exit-code' found orphans
   69  no usable backend (library or kernel support missing)
-  75  a lock was not to be had in time; nothing was changed
+  75  busy: a lock was not to be had in time; nothing was changed
   77  not permitted (CAP_NET_ADMIN missing, file not readable)
   128+N  stopped by signal N; tables are whole, locks are free"""
 
 
 def _option(*names: str, **settings: Any) -> Callable[[F], F]:
     variable = "NETSWEEP_" + names[0].lstrip("-").replace("-", "_").upper()
-    return click.option(*names, envvar=variable, show_envvar=True, **settings)
+    return click.option(*names, envvar=variable, **{"show_envvar": True, **settings})
+
+
+def _path_option(name: str, default: str, text: str) -> Callable[[F], F]:
+    # A paragraph that is not wrapped: click would break the path at its dashes.
+    variable = "NETSWEEP_" + name.lstrip("-").replace("-", "_").upper()
+    tail = f"\n\n\b\n[env var: {variable};\ndefault: {default}]"
+    return _option(name, metavar="PATH", show_envvar=False, help=text + tail)
 
 
 def _together(*decorators: Callable[[F], F]) -> Callable[[F], F]:
@@ -45,7 +53,7 @@ _wait_option = _option(
     "--wait",
     metavar="SECONDS",
     type=float,
-    default=5.0,
+    default=5,
     show_default=True,
     help="How long to wait for the xtables lock and to retry on contention, as iptables -w.",
 )
@@ -57,7 +65,7 @@ _where_options = _together(
         multiple=True,
         default=["hm"],
         show_default=True,
-        help="Interface names of ours: NAME and hex digits. Repeatable.",
+        help="Bridges of ours are called NAME and hex digits, as hm3fa2001. Repeatable.",
     ),
     _option(
         "--protect",
@@ -83,37 +91,38 @@ _where_options = _together(
         help="legacy is x_tables (iptables-legacy), nft is nf_tables (iptables-nft, nft); "
         "auto is every one that holds tables in this network namespace.",
     ),
-    _option(
+    _path_option(
         "--lock-file",
-        metavar="PATH",
-        help="Subnet lock of the test harness.  [default: $TMPDIR/hypeman-test-network.lock]",
+        "$TMPDIR/hypeman-test-network.lock",
+        "Subnet lock of the test harness; only a sweep takes it. Where TMPDIR is not set it is /tmp.",
     ),
-    _option(
+    _path_option(
         "--lease-file",
-        metavar="PATH",
-        help="Leases of the test harness; a missing or empty file means none.  "
-        "[default: $TMPDIR/hypeman-test-network-leases.json]",
+        "$TMPDIR/hypeman-test-network-leases.json",
+        "Leases of the test harness; a missing or empty file means none.",
     ),
     _option(
         "--lock-timeout",
         metavar="SECONDS",
         type=float,
-        default=30.0,
+        default=30,
         show_default=True,
-        help="How long to wait for the subnet lock; 0: do not wait.",
+        help="How long a sweep waits for the subnet lock; 0: not at all.",
     ),
     _wait_option,
 )
 
+_format_option = _option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json", "github"]),
+    default="text",
+    show_default=True,
+    help="text for people, json for programs, github for a workflow's log and step summary.",
+)
+
 _output_options = _together(
-    _option(
-        "--format",
-        "form",
-        type=click.Choice(["text", "json", "github"]),
-        default="text",
-        show_default=True,
-        help="text for people, json for programs, github for a workflow's log and step summary.",
-    ),
+    _format_option,
     _option("--verbose", "-v", is_flag=True, help="List every orphaned rule, not only groups of them."),
 )
 
@@ -132,17 +141,21 @@ def cli() -> None:
 
     \b
     Examples:
-      netsweep list                 what is left behind? (changes nothing)
-      netsweep list --all           why does the rest stay?
-      netsweep sweep --dry-run      what would a sweep do?
-      sudo netsweep sweep           remove the orphans
-      netsweep demo                 see it work in a throwaway network namespace
+      sudo netsweep list              what is left behind? (changes nothing)
+      sudo netsweep list --all        why does the rest stay?
+      sudo netsweep sweep --dry-run   what would a sweep do?
+      sudo netsweep sweep             remove the orphans
+      sudo netsweep doctor            what has this host, and could a sweep run?
+      netsweep demo                   see it work in a throwaway network namespace
+
+    Needs root, or CAP_NET_ADMIN (for x_tables two more, see the README). 'netsweep COMMAND --help' has
+    the options; every option is also read from the environment.
     """
 
 
-@cli.command("list", epilog="")
+@cli.command("list")
 @_where_options
-@_option("--all", "all_rules", is_flag=True, help="Show every rule that has to do with us, with verdict and reason.")
+@_option("--all", "all_rules", is_flag=True, help="Show the rules that stay too, each with the reason.")
 @_option("--exit-code", is_flag=True, help=f"Exit {ORPHANS_FOUND} where there are orphans.")
 @_output_options
 def list_command(all_rules: bool, exit_code: bool, **settings: Any) -> int:
@@ -153,11 +166,11 @@ def list_command(all_rules: bool, exit_code: bool, **settings: Any) -> int:
 
     \b
     Examples:
-      netsweep list
-      netsweep list --all                   also what stays, each rule with the reason
-      netsweep list --exit-code || alert    for monitoring: 3 means there are orphans
-      netsweep list --format json | jq '.orphans | length'
-      netsweep list --chain filter/FORWARD --chain filter/INPUT --chain nat/POSTROUTING
+      sudo netsweep list
+      sudo netsweep list --all          also what stays, each rule with the reason
+      sudo netsweep list --exit-code    for monitoring: 3 means there are orphans
+      sudo netsweep list --format json | jq '.orphans | length'
+      sudo netsweep list --chain filter/FORWARD --chain filter/INPUT
     """
     from netsweep.sweeper import find_orphans
 
@@ -168,13 +181,14 @@ def list_command(all_rules: bool, exit_code: bool, **settings: Any) -> int:
     return ORPHANS_FOUND if status == 0 and exit_code and output.found else status
 
 
-@cli.command("sweep", epilog="")
+@cli.command("sweep")
 @_where_options
 @_option("--dry-run", is_flag=True, help="Only show what would be deleted; take no lock.")
 @_option(
     "--journal",
     metavar="FILE",
-    help="Write what is about to go to the new FILE first, so that 'netsweep restore FILE' can put it back.",
+    help="Write what is about to go to the new FILE first, so that 'netsweep restore FILE' can put it back. "
+    "No file is made where nothing goes.",
 )
 @_option("--best-effort", is_flag=True, help="Report failures, but exit 0: for a post-step.")
 @_output_options
@@ -189,11 +203,14 @@ def sweep_command(dry_run: bool, best_effort: bool, **settings: Any) -> int:
     \b
     Examples:
       sudo netsweep sweep
-      sudo netsweep sweep --journal /root/swept.journal   can be undone, with netsweep restore
-      netsweep sweep --dry-run -v
-      netsweep sweep --best-effort --format github      last step of a workflow, if: always()
-      netsweep sweep --lock-timeout 0                   give up at once if tests hold the lock
-      netsweep sweep --prefix hm --prefix vmt           more than one kind of bridge
+      sudo netsweep sweep --dry-run -v
+      sudo netsweep sweep --journal /root/swept   undo with: restore /root/swept
+      sudo netsweep sweep --lock-timeout 0        give up if a test holds the lock
+      sudo netsweep sweep --prefix hm --prefix vmt
+
+    \b
+    As the last step of a workflow, with if: always():
+      sudo netsweep sweep --best-effort --format github
     """
     from netsweep.sweeper import find_orphans, sweep
 
@@ -203,10 +220,10 @@ def sweep_command(dry_run: bool, best_effort: bool, **settings: Any) -> int:
     return output.show("sweep", lambda: sweep(_options(settings)))
 
 
-@cli.command("restore", epilog="")
+@cli.command("restore")
 @click.argument("file", metavar="FILE")
 @_wait_option
-@_output_options
+@_format_option
 def restore_command(file: str, **settings: Any) -> int:
     """Put back the rules that 'sweep --journal FILE' deleted.
 
@@ -216,12 +233,63 @@ def restore_command(file: str, **settings: Any) -> int:
 
     \b
     Examples:
-      sudo netsweep sweep --journal /root/swept.journal
-      sudo netsweep restore /root/swept.journal
+      sudo netsweep sweep --journal /root/swept
+      sudo netsweep restore /root/swept
     """
     from netsweep.sweeper import restore
 
     return _Output(settings).show("restore", lambda: restore(file, settings["wait"]))
+
+
+@cli.command("doctor", short_help="Tell what this host has, and whether a sweep could run.")
+@_where_options
+@_option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="text for people, json for programs.",
+)
+def doctor_command(form: str, **settings: Any) -> int:
+    """Tell what this host has, and whether a sweep could run here; change nothing.
+
+    Which firewalls hold tables and how many rules, whether iptables belongs to one that is swept,
+    capabilities, who holds the locks, the lease file, and versions. Takes the options of sweep and
+    exits with 0 if it could run, else with the status it would end with.
+
+    \b
+    Examples:
+      sudo netsweep doctor
+      sudo netsweep doctor --format json | jq .locks.subnet.held_by
+    """
+    import json
+
+    from netsweep.doctor import diagnose, text_lines
+
+    found = diagnose(_options(settings))
+    for error in found.errors:
+        complain(error)
+    click.echo(json.dumps(found.to_dict()) if form == "json" else "\n".join(text_lines(found)))
+    return found.status
+
+
+@cli.command("demo", short_help="See the main job done in a throwaway network namespace.")
+def demo_command() -> int:
+    """See the main job done, in a network namespace that is thrown away.
+
+    Fills a new namespace with what a hundred dead test jobs leave behind, in x_tables and in
+    nf_tables, beside bridges that are alive and rules of others, and runs list, sweep and list on it.
+    The rules of this host are not touched. Works as root, and without where users may have
+    namespaces of their own.
+
+    \b
+    Example:
+      netsweep demo
+    """
+    from netsweep.demo import demo
+
+    return demo()
 
 
 def _options(settings: dict[str, Any]) -> Any:
@@ -235,7 +303,7 @@ class _Output:
 
     def __init__(self, settings: dict[str, Any], *, best_effort: bool = False) -> None:
         self.form: str = settings.pop("form")
-        self.verbose: bool = settings.pop("verbose")
+        self.verbose: bool = settings.pop("verbose", False)
         self.best_effort = best_effort
         self.found = False
 
@@ -279,7 +347,9 @@ class _Output:
 
 def complain(text: str) -> None:
     """One line on stderr, whatever the text holds."""
-    print(f"netsweep: {escape(text)}", file=sys.stderr)
+    # Where nobody can hear it, the report and the exit status still count.
+    with contextlib.suppress(OSError):
+        print(f"netsweep: {escape(text)}", file=sys.stderr, flush=True)
 
 
 def run(arguments: list[str]) -> int:
@@ -292,11 +362,21 @@ def run(arguments: list[str]) -> int:
         return error.exit_code
     except click.UsageError as error:
         context = f" {error.ctx.info_name}" if error.ctx and error.ctx.parent else ""
-        complain(f"{error.format_message()} (see: netsweep{context} --help)")
+        complain(f"{error.format_message().rstrip('.')} (see: netsweep{context} --help)")
         return 0 if _is_best_effort(arguments) else error.exit_code
     except click.ClickException as error:
         complain(error.format_message())
         return error.exit_code
+    except NetsweepError as error:
+        complain(str(error))
+        return error.exit_status
+    except ImportError as error:
+        complain(f"{error}: netsweep is not installed as it should be; install it again")
+        return 0 if _is_best_effort(arguments) else NoBackendError.exit_status
+    except OSError as error:
+        # Of click's own output; files and sockets are looked after where they are used.
+        complain(f"cannot write to stdout: {error.strerror}")
+        return 1
     except MemoryError:
         complain("out of memory; tables are whole")
         return 1
