@@ -1,0 +1,429 @@
+"""``python -m tests.benchmarks.bench``: netsweep against what it replaces, as Markdown tables.
+
+Everything happens in network namespaces of its own. Needs root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import compileall
+import importlib.util
+import json
+import os
+import platform
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.benchmarks.contents import BACKENDS, DEAD, RULES_PER_BRIDGE, BenchmarkError, Contents, Cost
+from tests.benchmarks.neighbours import LockWaits, Slice, feel, wait_for_lock
+
+NETSWEEP = str(Path(sys.executable).parent / "netsweep")
+SWEEP = [NETSWEEP, "sweep"]
+PARTS = ("sweeps", "neighbours", "locks")
+
+PLAIN = "netsweep"
+WITH_JSON = "netsweep --format json"
+ONE_BY_ONE = "(a) one iptables -D for each"
+PIPELINE = "(b) save, grep -v, restore"
+RESTORE = "(c) restore --noflush with -D"
+FLOOR = "(d) python, importing only"
+NO_SWEEP = "no sweep"
+
+SWEEP_HEADS = (
+    *("firewall", "leaked rules", "what", "runs", "wall ms", "CPU ms", "peak MB"),
+    *("subnet lock held ms", "xtables lock held ms", "time against netsweep"),
+)
+NEIGHBOUR_HEADS = (
+    *("firewall", "beside", "calls", "failed", "p50 ms", "p99 ms", "worst ms"),
+    *("p99 against no sweep", "sweep took"),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much to measure. ``repeats`` by number of leaked rules; ``slow`` replaces those of slow contenders."""
+
+    repeats: dict[int, int]
+    slow: dict[tuple[str, str, int], int]
+    rounds: int
+    lock_samples: int
+
+
+FULL = Plan(
+    repeats={0: 11, 90: 7, 900: 9, 9_000: 5, 90_000: 2},
+    slow={
+        ("legacy", ONE_BY_ONE, 90): 5,
+        ("legacy", ONE_BY_ONE, 900): 3,
+        ("nft", ONE_BY_ONE, 90): 3,
+        ("nft", ONE_BY_ONE, 900): 1,
+        ("nft", RESTORE, 90_000): 0,  # two minutes
+    },
+    rounds=12,
+    lock_samples=100,
+)
+QUICK = Plan(
+    repeats={0: 2, 90: 1, 900: 1},
+    slow={("legacy", ONE_BY_ONE, 900): 0, ("nft", ONE_BY_ONE, 900): 0},
+    rounds=2,
+    lock_samples=5,
+)
+ONE_BY_ONE_MAX = 900
+NEIGHBOURS_LEAKED = 900
+LONGEST_SWEEP = 60.0
+"""Seconds for one sweep beside the neighbours, which takes less than one."""
+
+
+class Sample(NamedTuple):
+    """One run. The locks' times are ``None`` where no lock was taken, or where nothing tells them."""
+
+    cost: Cost
+    subnet_ms: float | None = None
+    xtables_ms: float | None = None
+
+
+@dataclass
+class Results:
+    """All that was measured: runs by backend, leaked rules and contender; the others by backend."""
+
+    sweeps: dict[tuple[str, int, str], list[Sample]] = field(default_factory=lambda: defaultdict(list))
+    slices: dict[tuple[str, str], list[Slice]] = field(default_factory=lambda: defaultdict(list))
+    locks: dict[str, LockWaits] = field(default_factory=dict)
+
+    def median(self, flavour: str, leaked: int, contender: str, what: str) -> float | None:
+        """The median of ``wall_ms``, ``cpu_ms``, ``peak_mb``, ``subnet_ms`` or ``xtables_ms``."""
+        samples = self.sweeps.get((flavour, leaked, contender), [])
+        values = [getattr(sample if what in Sample._fields else sample.cost, what) for sample in samples]
+        known = [value for value in values if value is not None]
+        return statistics.median(known) if known else None
+
+
+def contenders(contents: Contents, leaked: int) -> dict[str, list[str]]:
+    """The command line of each contender at this size."""
+    imports = "click, filelock, pyroute2" + (", iptc" if contents.flavour == "legacy" else "")
+    save, restore = contents.tool("-save"), contents.tool("-restore")
+    commands = {
+        PLAIN: SWEEP,
+        WITH_JSON: [*SWEEP, "--format", "json"],
+        PIPELINE: ["sh", "-c", f"{save} -c | grep -vE '{DEAD}' | {restore} -c"],
+        FLOOR: [sys.executable, "-c", f"import {imports}"],
+    }
+    if leaked:
+        commands[RESTORE] = [restore, "--noflush", contents.deletions(leaked)]
+        if leaked <= ONE_BY_ONE_MAX:
+            commands[ONE_BY_ONE] = ["sh", contents.script(leaked)]
+    return commands
+
+
+def measure_sweeps(contents: Contents, plan: Plan, results: Results) -> None:
+    """Run all contenders in turn at each size, each on the same rules."""
+    for name, command in contenders(contents, RULES_PER_BRIDGE).items():
+        contents.load(RULES_PER_BRIDGE)
+        run_once(contents, name, command)
+    for leaked, repeats in plan.repeats.items():
+        progress(f"{BACKENDS[contents.flavour]}: {leaked:,} leaked rules")
+        commands = contenders(contents, leaked)
+        contents.load(leaked)
+        for turn in range(repeats):
+            names = list(commands)
+            # Nobody always comes after the same one.
+            first = turn % len(names)
+            for name in names[first:] + names[:first]:
+                if turn >= plan.slow.get((contents.flavour, name, leaked), repeats):
+                    continue
+                sample = run_once(contents, name, commands[name])
+                results.sweeps[contents.flavour, leaked, name].append(sample)
+                if name != FLOOR:
+                    contents.load(leaked)
+
+
+def run_once(contents: Contents, name: str, command: Sequence[str]) -> Sample:
+    """Run one contender and make sure that it did what it is for."""
+    cost = contents.measure(command)
+    if name != FLOOR:
+        contents.check(name)
+    if name != WITH_JSON:
+        return Sample(cost)
+    locks = read_locks(contents.output)
+    return Sample(cost, *(lock and lock["held_ms"] for lock in (locks["subnet"], locks["xtables"])))
+
+
+def read_locks(path: Path) -> dict[str, Any]:
+    """The ``locks`` of a JSON report, without the rules before them, which may fill 100 MB as objects."""
+    with path.open("rb") as report:
+        size = report.seek(0, os.SEEK_END)
+        report.seek(max(0, size - 4096))
+        text = report.read().decode()
+    # Within a string the quotes would be escaped.
+    _, quoted, end = text.rpartition('"backends": [')
+    try:
+        locks: dict[str, Any] = json.loads("{" + quoted + end)["locks"]
+    except (ValueError, KeyError) as error:
+        raise BenchmarkError(f"the end of netsweep's JSON report cannot be read: {text[-200:]!a}") from error
+    return locks
+
+
+def measure_neighbours(contents: Contents, plan: Plan, results: Results) -> None:
+    """Let the neighbours work with netsweep, with no sweep and with (a), in turn and equally long."""
+    one_by_one = ["sh", contents.script(NEIGHBOURS_LEAKED)]
+    for turn in range(plan.rounds):
+        if turn % 10 == 0:
+            progress(f"{BACKENDS[contents.flavour]}: neighbours, round {turn + 1} of {plan.rounds}")
+        swept = feel(contents, NEIGHBOURS_LEAKED, SWEEP, LONGEST_SWEEP)
+        contents.check("netsweep beside neighbours")
+        # The longer a call the likelier it is under way within a while, so the whiles have to be equal.
+        others = [(NO_SWEEP, None), (ONE_BY_ONE, one_by_one)]
+        slices = [(name, feel(contents, NEIGHBOURS_LEAKED, command, swept.seconds)) for name, command in others]
+        for name, part in [*slices, (PLAIN, swept)]:
+            results.slices[contents.flavour, name].append(part)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure to reach; ``value`` is ``None`` where this run did not measure it."""
+
+    what: str
+    flavour: str
+    value: float | None
+    limit: float
+    unit: str
+    at_least: bool = False
+    otherwise_right: bool = True
+
+    def row(self) -> tuple[str, ...]:
+        """The target as a row of the last table."""
+        wanted = f"{'at least' if self.at_least else 'at most'} {number(self.limit)} {self.unit}"
+        if self.value is None:
+            return (BACKENDS[self.flavour], self.what, wanted, "", "not measured")
+        within = self.value >= self.limit if self.at_least else self.value <= self.limit
+        outcome = "reached" if within and self.otherwise_right else "**missed**"
+        return (BACKENDS[self.flavour], self.what, wanted, f"{number(self.value)} {self.unit}", outcome)
+
+
+def targets(results: Results, flavour: str) -> list[Target]:
+    """What netsweep has set itself to reach."""
+
+    def median(leaked: int, contender: str, what: str) -> float | None:
+        return results.median(flavour, leaked, contender, what)
+
+    def target(what: str, value: float | None, limits: tuple[float, float], unit: str, **rest: bool) -> Target:
+        return Target(what, flavour, value, limits[flavour == "nft"], unit, **rest)
+
+    over_floor = ratio(median(0, PLAIN, "wall_ms"), median(0, FLOOR, "wall_ms"))
+    unlocked = median(0, WITH_JSON, "subnet_ms") is None and median(0, WITH_JSON, "xtables_ms") is None
+    faster = ratio(median(900, ONE_BY_ONE, "wall_ms"), median(900, PLAIN, "wall_ms"))
+    felt = ratio(p99(results, flavour, PLAIN), p99(results, flavour, NO_SWEEP))
+    found = [
+        target("subnet lock held, 900 orphans", median(900, WITH_JSON, "subnet_ms"), (5, 8), "ms"),
+        target("subnet lock held, 9,000 orphans", median(9_000, WITH_JSON, "subnet_ms"), (60, 150), "ms"),
+        target("nothing to sweep, against (d), no lock taken", over_floor, (1.1, 1.1), "x", otherwise_right=unlocked),
+        target("900 orphans, faster than (a)", faster, (12, 60), "x", at_least=True),
+        target("90,000 orphans, whole process", median(90_000, PLAIN, "wall_ms"), (2000, 4000), "ms"),
+        target("90,000 orphans, peak memory", median(90_000, PLAIN, "peak_mb"), (150, 200), "MB"),
+        target("neighbours' p99 during a sweep, against no sweep", felt, (1.2, 1.2), "x"),
+    ]
+    if flavour == "nft":
+        found.append(Target("time per rule, 90,000 against 9,000", flavour, growth(results, flavour), 1.5, "x"))
+    else:
+        waits = results.locks.get(flavour)
+        for what, figure in (("median", statistics.median), ("p90", p90)):
+            value = ratio(figure(waits.netsweep), figure(waits.flock)) if waits else None
+            found.append(Target(f"wait for the xtables lock, {what}, against flock", flavour, value, 2, "x"))
+    return found
+
+
+def per_rule(results: Results, flavour: str, leaked: int) -> float | None:
+    """Microseconds for each rule, without what an empty sweep takes."""
+    whole, empty = (results.median(flavour, size, PLAIN, "wall_ms") for size in (leaked, 0))
+    return None if whole is None or empty is None else (whole - empty) * 1000 / leaked
+
+
+def growth(results: Results, flavour: str) -> float | None:
+    """How many times longer a rule takes at 90,000 than at 9,000."""
+    return ratio(per_rule(results, flavour, 90_000), per_rule(results, flavour, 9_000))
+
+
+def latencies(results: Results, flavour: str, condition: str) -> list[float]:
+    """Milliseconds of every call of a neighbour under this condition."""
+    slices = results.slices.get((flavour, condition), [])
+    return [(call.ended - call.began) * 1000 for part in slices for call in part.calls]
+
+
+def p99(results: Results, flavour: str, condition: str) -> float | None:
+    values = latencies(results, flavour, condition)
+    return statistics.quantiles(values, n=100, method="inclusive")[98] if len(values) > 1 else None
+
+
+def p90(values: Sequence[float]) -> float:
+    return statistics.quantiles(values, n=10, method="inclusive")[8]
+
+
+def ratio(value: float | None, base: float | None) -> float | None:
+    return value / base if value is not None and base else None
+
+
+def number(value: float | None, unit: str = "") -> str:
+    """Three digits that count, or more before the point; nothing for what was not measured."""
+    if value is None:
+        return ""
+    digits = 0 if abs(value) >= 100 or value == int(value) else 1 if abs(value) >= 10 else 2
+    return f"{value:,.{digits}f}{unit}"
+
+
+def table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> Iterator[str]:
+    """A Markdown table; the first ``left`` columns are text, the others numbers."""
+    yield f"\n### {title}\n"
+    for cells in (heads, ["---"] * left + ["---:"] * (len(heads) - left), *rows):
+        yield f"| {' | '.join(cells)} |"
+
+
+def sweep_rows(results: Results) -> Iterator[Sequence[str]]:
+    # The kernel starts a program's peak at that of the process which starts it: this one.
+    own_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    order = (PLAIN, WITH_JSON, ONE_BY_ONE, PIPELINE, RESTORE, FLOOR)
+    for flavour, leaked, name in sorted(results.sweeps, key=lambda key: (*key[:2], order.index(key[2]))):
+
+        def median(what: str, key: tuple[str, int, str] = (flavour, leaked, name)) -> float | None:
+            return results.median(*key, what)
+
+        peak = median("peak_mb") or 0
+        locks = [median("subnet_ms"), median("xtables_ms")]
+        yield (
+            BACKENDS[flavour],
+            f"{leaked:,}",
+            name,
+            str(len(results.sweeps[flavour, leaked, name])),
+            number(median("wall_ms")),
+            number(median("cpu_ms")),
+            number(peak) if peak > own_peak else f"< {number(own_peak)}",
+            *("not taken" if name == WITH_JSON and held is None else number(held) for held in locks),
+            number(ratio(median("wall_ms"), results.median(flavour, leaked, PLAIN, "wall_ms")), " x"),
+        )
+
+
+def neighbour_rows(results: Results) -> Iterator[Sequence[str]]:
+    for (flavour, name), slices in sorted(results.slices.items(), key=lambda item: item[0][0]):
+        times = latencies(results, flavour, name)
+        failed = sum(not call.worked for part in slices for call in part.calls)
+        took = statistics.median(part.seconds for part in slices)
+        cut_off = not all(part.finished for part in slices)
+        yield (
+            BACKENDS[flavour],
+            name,
+            str(len(times)),
+            str(failed),
+            number(statistics.median(times)),
+            number(p99(results, flavour, name)),
+            number(max(times)),
+            number(ratio(p99(results, flavour, name), p99(results, flavour, NO_SWEEP)), " x"),
+            "" if name == NO_SWEEP else f"{'cut off after ' if cut_off else ''}{number(took)} s",
+        )
+
+
+def growth_rows(results: Results, flavours: Iterable[str]) -> Iterator[Sequence[str]]:
+    for flavour in flavours:
+        if (grown := growth(results, flavour)) is not None:
+            each = [number(per_rule(results, flavour, leaked)) for leaked in (9_000, 90_000)]
+            yield (BACKENDS[flavour], *each, number(grown, " x"))
+
+
+def lock_rows(results: Results) -> Iterator[Sequence[str]]:
+    for waits in results.locks.values():
+        for name, values in (("netsweep", waits.netsweep), ("blocking flock", waits.flock)):
+            yield (name, str(len(values)), number(statistics.median(values)), number(p90(values)))
+        figures = [ratio(figure(waits.netsweep), figure(waits.flock)) for figure in (statistics.median, p90)]
+        yield ("ratio", "", *(number(figure, " x") for figure in figures))
+
+
+def report(results: Results, flavours: Sequence[str]) -> Iterator[str]:
+    """All tables, for the README."""
+    yield "## Benchmark\n"
+    yield from (f"- {line}" for line in machine(flavours[0]))
+    if results.sweeps:
+        yield from table("Sweeping, medians", SWEEP_HEADS, sweep_rows(results), 3)
+    if results.slices:
+        title = f"What eleven neighbours feel in `iptables -w 5 -A` and `-D`, {NEIGHBOURS_LEAKED} leaked rules"
+        yield from table(title, NEIGHBOUR_HEADS, neighbour_rows(results), 2)
+    if rows := list(growth_rows(results, flavours)):
+        title = "Time per rule, less that of a sweep with nothing to do"
+        yield from table(title, ("firewall", "us per rule at 9,000", "us per rule at 90,000", "ratio"), rows, 1)
+    if results.locks:
+        title = "Waiting for the xtables lock beside eleven `iptables -w 5`, some 900 rules that stay"
+        yield from table(title, ("who", "times", "median ms", "p90 ms"), lock_rows(results), 1)
+    outcomes = [target.row() for flavour in flavours for target in targets(results, flavour)]
+    yield from table("Targets", ("firewall", "target", "wanted", "measured", "outcome"), outcomes, 5)
+
+
+def machine(flavour: str) -> Iterator[str]:
+    """What the figures depend on."""
+    found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    iptables = subprocess.run([f"iptables-{flavour}", "-V"], capture_output=True, text=True, check=True).stdout.split()[
+        1
+    ]
+    yield f"{found[1] if found else platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+    yield f"Linux {platform.release()}, Python {platform.python_version()}, iptables {iptables.lstrip('v')}"
+    yield f"{time.strftime('%Y-%m-%d')}; bytecode is compiled, each program has run once before"
+    yield "beside the leaked rules there are those of eleven live bridges; MB are 10^6 bytes"
+
+
+def compile_bytecode() -> None:
+    """Compile what is imported, as installing it does."""
+    for name in ("netsweep", "click", "filelock", "pyroute2", "iptc"):
+        package = importlib.util.find_spec(name)
+        for folder in (package and package.submodule_search_locations) or ():
+            compileall.compile_dir(folder, quiet=2)
+
+
+def progress(text: str) -> None:
+    print(f"bench: {text}", file=sys.stderr)
+
+
+def run(flavours: Sequence[str], parts: Sequence[str], plan: Plan) -> Results:
+    """Measure the given parts for each backend, each in a network namespace of its own."""
+    if not os.access(NETSWEEP, os.X_OK):
+        raise BenchmarkError(f"there is no {NETSWEEP}: install netsweep beside this Python")
+    results = Results()
+    compile_bytecode()
+    for flavour in flavours:
+        with tempfile.TemporaryDirectory(prefix="netsweep-bench-") as folder:
+            contents = Contents(Path(folder), flavour)
+            if "sweeps" in parts:
+                measure_sweeps(contents, plan, results)
+            if "neighbours" in parts:
+                measure_neighbours(contents, plan, results)
+            if "locks" in parts and flavour == "legacy":
+                progress("waiting for the xtables lock")
+                results.locks[flavour] = wait_for_lock(contents, plan.lock_samples)
+                contents.check("netsweep waiting for the lock")
+    return results
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small sizes and few repeats: does it all still work?")
+    parser.add_argument("--backend", choices=BACKENDS, action="append", help="only this one; repeatable")
+    parser.add_argument("--part", choices=PARTS, action="append", help="only this one; repeatable")
+    arguments = parser.parse_args()
+    flavours = arguments.backend or list(BACKENDS)
+    try:
+        results = run(flavours, arguments.part or PARTS, QUICK if arguments.quick else FULL)
+    except (BenchmarkError, AssertionError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    print("\n".join(report(results, flavours)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,192 @@
+"""The network namespace in which everything is measured, and the rules in it."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
+
+from tests.namespace import CLONE_NEWNET, Namespace, leaks, restore_input
+
+T = TypeVar("T")
+
+BACKENDS = {"legacy": "x_tables", "nft": "nf_tables"}
+"""What netsweep and iptables call a backend, and what the kernel calls it."""
+
+LIVE = [f"hm{number:x}" for number in range(11)]
+"""Bridges that exist, one for each neighbour; their rules stay."""
+
+DEAD = "hm[0-9a-f]{4}"
+"""What the names of all leaked bridges match, and of no live one."""
+
+RULES_PER_BRIDGE = 3
+
+FORK = multiprocessing.get_context("fork")
+
+
+class BenchmarkError(Exception):
+    """Something measured did not do its work, so that its time means nothing."""
+
+
+class Cost(NamedTuple):
+    """What one program took, with those it started. Peak memory is that of the largest of them."""
+
+    wall_ms: float
+    cpu_ms: float
+    peak_mb: float
+
+
+class Apart(Generic[T]):
+    """Calls ``function`` in a process of its own.
+
+    That also keeps large things out of this process: Linux lets the peak memory of a new program
+    begin at that of the process that starts it.
+    """
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        self._receiver, sender = FORK.Pipe(duplex=False)
+
+        def call() -> None:
+            # Ctrl-C reaches the whole group; the process that waits for this one ends it.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            try:
+                sender.send(function())
+            except Exception as error:
+                sender.send(BenchmarkError(f"{type(error).__name__}: {error}"))
+
+        self._process = FORK.Process(target=call)
+        self._process.start()
+        sender.close()
+
+    def result(self) -> T:
+        """Wait for what the function returns."""
+        try:
+            result: T | BenchmarkError = self._receiver.recv()
+        except EOFError:
+            raise BenchmarkError("a process of the benchmark was killed") from None
+        self._process.join()
+        if isinstance(result, BenchmarkError):
+            raise result
+        return result
+
+
+class Contents(Namespace):
+    """A network namespace without a name that this process moves into, so that no figure holds the way in.
+
+    It goes when the last process in it has ended. One flavour of iptables is used here: the other
+    backend holds no tables.
+    """
+
+    def __init__(self, folder: Path, flavour: str) -> None:
+        super().__init__("", folder)
+        self.flavour = flavour
+        self.output = folder / "stdout"
+        # Unbuffered output or missing bytecode is not how netsweep runs elsewhere.
+        self.environment = {k: v for k, v in self.environment.items() if not k.startswith("PYTHON")}
+        if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
+            raise BenchmarkError(f"cannot make a network namespace: {os.strerror(ctypes.get_errno())}; run as root")
+        self.add_bridges(*LIVE)
+        self.load(0)
+        self._staying = Counter(self._rules())
+
+    def command(self, *arguments: str) -> list[str]:
+        return list(arguments)
+
+    def tool(self, suffix: str = "") -> str:
+        """The full path of this flavour's iptables: no search of PATH is in any figure."""
+        name = f"iptables-{self.flavour}{suffix}"
+        if path := shutil.which(name):
+            return path
+        raise BenchmarkError(f"{name} is not installed")
+
+    def load(self, leaked: int) -> None:
+        """Replace all rules: ``leaked`` ones of dead bridges, between those of live ones."""
+
+        def tables() -> str:
+            flush = restore_input({"filter": ["-F"], "nat": ["-F"]})
+            return flush + leaks(LIVE[:6]) + leaks(_dead_bridges(leaked)) + leaks(LIVE[6:])
+
+        self._restore_file(self._file(f"load-{leaked}", tables))
+
+    def leak_one_more(self) -> None:
+        """Leak the rules of one bridge, beside what is there."""
+        self._restore_file(self._file("leak", lambda: leaks(_dead_bridges(RULES_PER_BRIDGE))))
+
+    def add_staying(self) -> None:
+        """Add some 900 rules of live bridges, so that iptables is busy with the table while it holds the lock."""
+        self._restore_file(self._file("staying", lambda: leaks(LIVE * 27)))
+
+    def deletions(self, leaked: int) -> str:
+        """A file of ``iptables-restore`` input that deletes the leaked rules one by one."""
+        return self._file(f"delete-{leaked}", lambda: leaks(_dead_bridges(leaked)).replace("\n-A ", "\n-D "))
+
+    def script(self, leaked: int) -> str:
+        """A shell script that deletes each leaked rule with a process of its own."""
+
+        def commands() -> str:
+            table, lines = "", ["set -e"]
+            for line in leaks(_dead_bridges(leaked)).splitlines():
+                if line.startswith("*"):
+                    table = line[1:]
+                elif line.startswith("-A "):
+                    lines.append(f"{self.tool()} -w -t {table} -D {line[3:]}")
+            return "\n".join(lines)
+
+        return self._file(f"script-{leaked}", commands)
+
+    def start_measured(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Start ``command`` with its output going to :attr:`output`."""
+        with self.output.open("wb") as output, (self.folder / "stderr").open("wb") as complaints:
+            return subprocess.Popen(command, stdout=output, stderr=complaints, env=self.environment)
+
+    def measure(self, command: Sequence[str]) -> Cost:
+        """Run ``command`` and say what it took; raises :class:`BenchmarkError` where it fails."""
+        began = time.perf_counter()
+        process = self.start_measured(command)
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        self.require_success(process)
+        cpu = usage.ru_utime + usage.ru_stime
+        return Cost(wall * 1000, cpu * 1000, usage.ru_maxrss * 1024 / 1e6)
+
+    def require_success(self, process: subprocess.Popen[bytes]) -> None:
+        """Raise :class:`BenchmarkError` where a program that was started here failed."""
+        if process.returncode:
+            said = (self.folder / "stderr").read_text(errors="replace").strip()
+            raise BenchmarkError(f"{process.args!a} exited {process.returncode}: {said[-500:]}")
+
+    def check(self, who: str) -> None:
+        """Raise :class:`BenchmarkError` unless ``who`` left no orphan and every rule that stays."""
+        rules = self._rules()
+        orphans = sum(bool(re.search(DEAD, rule)) for rule in rules)
+        if orphans:
+            raise BenchmarkError(f"{who} left {orphans} orphaned rules in {BACKENDS[self.flavour]}")
+        if lost := self._staying - Counter(rules):
+            raise BenchmarkError(f"{who} deleted {lost.total()} rules of live bridges in {BACKENDS[self.flavour]}")
+
+    def _restore_file(self, path: str) -> None:
+        self.run(self.tool("-restore"), "--noflush", "-w", "30", path)
+
+    def _rules(self) -> list[str]:
+        """Every rule, without its counters."""
+        return [line.partition("] ")[2] for line in self.save(self.flavour) if line.startswith("[")]
+
+    def _file(self, name: str, text: Callable[[], str]) -> str:
+        path = self.folder / f"{self.flavour}-{name}"
+        if not path.exists():
+            Apart(lambda: path.write_text(text())).result()
+        return str(path)
+
+
+def _dead_bridges(rules: int) -> list[str]:
+    return [f"hm{0x1000 + number:x}" for number in range(rules // RULES_PER_BRIDGE)]
