@@ -66,7 +66,7 @@ def test_no_rule_of_eleven_writers_is_lost_or_doubled(host: Host, flavour: str) 
 
 def test_killed_anywhere_each_table_is_whole_and_the_locks_are_free(host: Host, flavour: str) -> None:
     tally = harmless(host.inside(lambda: kills(host, flavour, 0, at_least=60)))
-    assert tally.kills > 15
+    assert tally.kills > 5
     assert len(tally.seen) > 1, "every kill came at the same stage"
 
 
