@@ -377,6 +377,8 @@ def _restore(
     report: Report,
 ) -> None:
     steps = []
+    for by_table in tables.values():
+        _check_sets([rule for entries in by_table.values() for entry in entries for rule in entry.rules])
     for name, by_table in tables.items():
         backend = open_backend(name)
         stack.callback(backend.close)
@@ -387,7 +389,6 @@ def _restore(
             if table not in existing:
                 raise NetsweepError(f"table {where} is gone: nothing was restored")
             rules = [rule for entry in entries for rule in entry.rules]
-            _check_sets(rules)
             chains = list(dict.fromkeys(chain for rule in rules for chain in (rule.chain, rule.jump) if chain))
             transaction = stack.enter_context(backend.transaction(backend.scan(table, chains)))
             if not transaction.scan.complete:

@@ -263,7 +263,8 @@ class _Run:
     def sweep(self) -> None:
         """Look and delete until a look has seen everything."""
         deadline = time.monotonic() + self.options.wait
-        limit: int | None = LOOK_MAX
+        # What a journal could not put back has to be known before anything goes, wherever it stands.
+        limit = None if self.options.journal else LOOK_MAX
         while True:
             self.look(limit)
             complete = all(look.scan.complete for look in self._looks)
@@ -302,6 +303,9 @@ class _Run:
 
             self._journal = Journal(self.options.journal)
             self._resources.callback(self._journal.close)
+        if self._journal:
+            # Again under the lock; what that takes is found out and imported here.
+            self._journal.check([orphan for look in self._looks for orphan in look.orphans])
         options, report = self.options, self.report
         subnet = report.subnet_lock or locks.LockTimes(options.lock_path)
         xtables = report.xtables_lock or locks.LockTimes(locks.xtables_lock_path())

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from netsweep.sweeper import LOOK_MAX
 from tests.extensions import COMMENT, EXTENSIONS, NAT, accepted
 from tests.namespace import FLAVOURS, Namespace, complaint, leaks, restore_input, unchanged
 
@@ -365,6 +366,14 @@ def test_a_rule_that_cannot_be_put_back_stops_a_sweep_before_anything_is_deleted
 
 def test_a_rule_that_cannot_be_put_back_is_found_behind_many_others(ns: Namespace) -> None:
     ns.restore("nft", leaks(f"hm{number:x}" for number in range(700)))
+    ns.run("nft", 'add rule ip filter FORWARD iifname "hmdead" ip saddr { 192.0.2.1, 192.0.2.2 } drop')
+    with unchanged(ns):
+        assert "anonymous" in complaint(ns.netsweep("sweep", "--journal", str(ns.folder / "journal")), 1)
+
+
+def test_a_rule_that_cannot_be_put_back_is_found_behind_more_than_a_sweep_reads_at_first(ns: Namespace) -> None:
+    rules = [f"-A FORWARD -i hm{number:x} -j DROP" for number in range(LOOK_MAX + 500)]
+    ns.restore("nft", restore_input({"filter": rules}))
     ns.run("nft", 'add rule ip filter FORWARD iifname "hmdead" ip saddr { 192.0.2.1, 192.0.2.2 } drop')
     with unchanged(ns):
         assert "anonymous" in complaint(ns.netsweep("sweep", "--journal", str(ns.folder / "journal")), 1)
