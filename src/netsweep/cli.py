@@ -28,15 +28,17 @@ Exit status:
   128+N  stopped by signal N; tables are whole, locks are free"""
 
 
+def _variable(option: str) -> str:
+    return "NETSWEEP_" + option.lstrip("-").replace("-", "_").upper()
+
+
 def _option(*names: str, **settings: Any) -> Callable[[F], F]:
-    variable = "NETSWEEP_" + names[0].lstrip("-").replace("-", "_").upper()
-    return click.option(*names, envvar=variable, **{"show_envvar": True, **settings})
+    return click.option(*names, envvar=_variable(names[0]), **{"show_envvar": True, **settings})
 
 
 def _path_option(name: str, default: str, text: str) -> Callable[[F], F]:
     # A paragraph that is not wrapped: click would break the path at its dashes.
-    variable = "NETSWEEP_" + name.lstrip("-").replace("-", "_").upper()
-    tail = f"\n\n\b\n[env var: {variable};\ndefault: {default}]"
+    tail = f"\n\n\b\n[env var: {_variable(name)};\ndefault: {default}]"
     return _option(name, metavar="PATH", show_envvar=False, help=text + tail)
 
 
@@ -376,7 +378,7 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         # Of click's own output; files and sockets are looked after where they are used.
         complain(f"cannot write to stdout: {error.strerror}")
-        return 1
+        return 0 if _is_best_effort(arguments) else 1
     except MemoryError:
         complain("out of memory; tables are whole")
         return 1

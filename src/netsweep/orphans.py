@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
@@ -260,21 +260,6 @@ class Case:
     def _claimed(self) -> Iterator[tuple[Rule, Claim]]:
         claims = map(self._ownership.claim, self._rules) if self._claims is None else self._claims
         return ((rule, claim) for rule, claim in zip(self._rules, claims, strict=True) if claim)
-
-
-def decide(
-    rules: Iterable[Rule],
-    ownership: Ownership,
-    live_names: Callable[[Collection[str], bool], Live],
-    leased: Collection[str],
-) -> list[Finding]:
-    """Give every rule that has to do with us its verdict, in the order of ``rules``.
-
-    ``live_names`` is asked, at most once and after all of ``rules`` have been taken in, for
-    :attr:`Case.names` and :attr:`Case.all_names`.
-    """
-    case = Case(list(rules), ownership)
-    return case.decide(live_names(case.names, case.all_names) if case.names else Live(), leased)
 
 
 def _judge(rule: Rule, claim: Claim, live: Live, leased: Collection[str]) -> Finding:

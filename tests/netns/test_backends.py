@@ -22,10 +22,11 @@ from netsweep.backends.fake import FakeBackend
 from netsweep.errors import BusyError, ContentionError
 from netsweep.journal import Place, find_place, places
 from netsweep.locks import LockTimes
-from netsweep.orphans import Live, Ownership, Verdict, decide
+from netsweep.orphans import Live, Ownership, Verdict
 from netsweep.rules import ChainRef, Interface, Rule, Undo
 from netsweep.sweeper import open_backend
 from tests.namespace import Namespace, flocked, restore_input, unchanged
+from tests.verdicts import decide
 
 OURS = Ownership(["hm"], ["ha"])
 TABLE, CHAIN, OTHER_CHAIN = "filter", "FORWARD", "JOBS"

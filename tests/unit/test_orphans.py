@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netsweep.errors import UsageError
-from netsweep.orphans import Finding, Live, Ownership, Verdict, decide
+from netsweep.orphans import Finding, Live, Ownership, Verdict
 from netsweep.rules import Interface, Rule
+from tests.verdicts import decide
 
 OURS = Ownership(["hm"], ["ha"])
 LIVE = {"hm1", "hm2", "hmab12", "eth0", "lo", "ha1"}

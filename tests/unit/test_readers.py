@@ -21,8 +21,9 @@ from netsweep.backends.legacy import MalformedEntryError, keep_entry, parse_entr
 from netsweep.backends.nft import parse_rule
 from netsweep.errors import ContentionError, NetsweepError, NotPermittedError
 from netsweep.netlink import GoneError, InterruptedDumpError, MalformedError
-from netsweep.orphans import Live, Ownership, Verdict, decide
+from netsweep.orphans import Live, Ownership, Verdict
 from netsweep.rules import Interface, Rule
+from tests.verdicts import decide
 
 OURS = Ownership(["hm"], ["ha"])
 LIVE = b"hm11fe"

@@ -64,7 +64,7 @@ _M_MMAP_THRESHOLD, _M_PERTURB = -3, -6
 filled with a fixed byte when it is given out."""
 
 _MMAP_THRESHOLD = 128 * 1024
-"""glibc's own initial value; setting it keeps glibc from raising it, by 50 MB for 90,000 rules."""
+"""glibc's own initial value; where it is set, glibc does not raise it and keep what a large table took."""
 
 _SONAMES = {
     "ip4tc": ("libip4tc.so.2", "libip4tc.so.0"),
