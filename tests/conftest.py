@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -11,8 +12,13 @@ from tests.namespace import FLAVOURS, Namespace, new_namespace
 NEED_KERNEL = (Path(__file__).parent / "netns", Path(__file__).parent / "benchmarks")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "kernel: needs root, for network namespaces with rules in them")
+
+
 def needs_kernel(item: pytest.Item) -> bool:
-    return any(folder in item.path.parents for folder in NEED_KERNEL)
+    """By directory; where only some parameters of a test need it, these have the marker."""
+    return bool(item.get_closest_marker("kernel")) or any(each in item.path.parents for each in NEED_KERNEL)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -33,6 +39,15 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 def ns(tmp_path: Path) -> Iterator[Namespace]:
     with new_namespace(tmp_path) as namespace:
         yield namespace
+
+
+@pytest.fixture
+def public_ns() -> Iterator[Namespace]:
+    """A namespace whose directory any user can get at, as /tmp is."""
+    with tempfile.TemporaryDirectory(prefix="netsweep-test-") as directory:
+        os.chmod(directory, 0o1777)
+        with new_namespace(Path(directory)) as namespace:
+            yield namespace
 
 
 @pytest.fixture(params=FLAVOURS)

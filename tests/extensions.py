@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.namespace import Namespace, restore_input
 
 COMMENT = "-m comment --comment hypeman-x-hmdead"
+"""As a whole one of the forms that make a rule ours."""
 
 EXTENSIONS = [
     "-p tcp -m tcp --dport 22 -j ACCEPT",
@@ -80,11 +81,26 @@ NAT = [
 ]
 
 
+UNREADABLE = ("-m set ", "-j SET ", "-m bpf ", "-m devgroup ")
+"""What may hold interfaces that a rule's text does not tell, so that a comment alone is no tie beside it."""
+
+
+def is_readable(body: str) -> bool:
+    """Whether the text of a rule with this body tells all that it has to do with interfaces."""
+    return not body.startswith(UNREADABLE)
+
+
+def orphan(chain: str, body: str) -> str:
+    """A rule for ``chain`` with this body, tied to a bridge that is gone: by its comment where that is enough."""
+    match = "" if is_readable(body) else "-o hmdead " if chain == "POSTROUTING" else "-i hmdead "
+    return f"-A {chain} {match}{COMMENT} {body}".rstrip()
+
+
 def accepted(ns: Namespace, flavour: str, table: str, chain: str, bodies: list[str]) -> list[str]:
-    """Those rules for ``chain`` that this kernel and this iptables know."""
+    """The orphans for ``chain``, with one of ``bodies`` each, that this kernel and this iptables know."""
     known = []
     for body in bodies:
-        rule = f"-A {chain} {COMMENT} {body}".rstrip()
+        rule = orphan(chain, body)
         text = restore_input({table: [":USERS - [0:0]", "-F", rule]})
         done = ns.run(f"iptables-{flavour}-restore", "--noflush", "-w", "5", check=False, input=text)
         if done.returncode == 0:

@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import pytest
+
+import netsweep
 
 T = TypeVar("T")
 
 FLAVOURS = ("legacy", "nft")
 CLONE_NEWNET = 0x40000000
+
+NETSWEEP = (sys.executable, "-m", "netsweep")
+
+NO_NET_ADMIN = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-all")
+"""Runs a program as root without CAP_NET_ADMIN."""
+
+NOBODY = 65534
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -26,20 +41,22 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Namespace:
     """One network namespace, entered by every program that is run through it.
 
-    Lock and lease file are its own, so that tests do not wait for each other: ``folder`` is the
+    Lock and lease file are its own, so that tests do not wait for each other: ``directory`` is the
     TMPDIR of everything run here, and the xtables lock is in it too.
     """
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, directory: Path) -> None:
         self.name = name
-        self.folder = folder
+        self.directory = directory
         self.environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("NETSWEEP_", "GITHUB_"))},
-            "TMPDIR": str(folder),
-            "XTABLES_LOCKFILE": str(folder / "xtables.lock"),
+            "TMPDIR": str(directory),
+            "XTABLES_LOCKFILE": str(directory / "xtables.lock"),
         }
-        self.lock_file = folder / "hypeman-test-network.lock"
-        self.lease_file = folder / "hypeman-test-network-leases.json"
+        self.lock_file = directory / "hypeman-test-network.lock"
+        self.lease_file = directory / "hypeman-test-network-leases.json"
+        self.xtables_lock = directory / "xtables.lock"
+        self.folder = directory  # the name that some tests still use
 
     def command(self, *arguments: str) -> list[str]:
         """The command line that runs ``arguments`` in the namespace."""
@@ -73,7 +90,7 @@ class Namespace:
 
     def netsweep(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run netsweep here, whatever it exits with."""
-        return self.run(sys.executable, "-m", "netsweep", *arguments, check=False)
+        return self.run(*NETSWEEP, *arguments, check=False)
 
     def iptables(self, flavour: str, *arguments: str) -> None:
         self.run(f"iptables-{flavour}", "-w", "5", *arguments)
@@ -125,6 +142,46 @@ class Namespace:
         return result[0]
 
 
+def as_nobody(ns: Namespace, capabilities: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run netsweep as a user with nothing but ``capabilities``.
+
+    Python and netsweep may be installed where only root gets to, so they are mounted where anybody does.
+    """
+    mounts = {
+        "python": sys.base_prefix,
+        "site": sysconfig.get_path("purelib"),
+        "source": str(Path(netsweep.__file__).parent.parent),
+    }
+    binds = []
+    for name, source in mounts.items():
+        (ns.directory / name).mkdir(exist_ok=True)
+        binds.append(f"mount --bind '{source}' '{ns.directory / name}'")
+    script = " && ".join([*binds, 'exec "$@"'])
+    sets = ",".join(f"+{capability}" for capability in capabilities)
+    return ns.run(
+        *("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"),
+        *("env", f"PYTHONPATH={ns.directory}/source:{ns.directory}/site", f"LD_LIBRARY_PATH={ns.directory}/python/lib"),
+        *("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs"),
+        *(f"--inh-caps=-all,{sets}", f"--ambient-caps=-all,{sets}", f"--bounding-set=-all,{sets}"),
+        *(f"{ns.directory}/python/bin/python{sys.version_info.major}.{sys.version_info.minor}", "-m", "netsweep"),
+        *arguments,
+        check=False,
+    )
+
+
+def without_library(ns: Namespace, name: str) -> tuple[str, ...]:
+    """The beginning of a command line that hides a library of iptables-legacy from the program behind it."""
+    program = shutil.which("iptables-legacy")
+    assert program
+    found = subprocess.run(["ldd", program], check=True, capture_output=True, text=True).stdout.splitlines()
+    (path,) = [line.split()[2] for line in found if line.split()[0].startswith(f"{name}.so")]
+    # An empty file, as nothing else can be put over a file; the dynamic linker says that it is too short.
+    empty = ns.directory / "empty"
+    empty.touch()
+    script = f"mount --bind '{empty}' '{path}' && exec \"$@\""
+    return ("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh")
+
+
 def complaint(done: subprocess.CompletedProcess[str], status: int) -> str:
     """The one line on stderr of a netsweep that ended with ``status``."""
     assert done.returncode == status, done.stderr
@@ -134,6 +191,13 @@ def complaint(done: subprocess.CompletedProcess[str], status: int) -> str:
     line = done.stderr.removesuffix("\n")
     assert line.isprintable(), f"not one clean line: {line!a}"
     return line
+
+
+def report_of(done: subprocess.CompletedProcess[str], status: int = 0) -> dict[str, Any]:
+    """The JSON of a netsweep that has to end with ``status``, without a word on stderr."""
+    assert (done.returncode, done.stderr) == (status, "")
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
 
 
 @contextmanager
@@ -164,13 +228,68 @@ def wait_until_queued(pid: int, path: Path) -> None:
     raise AssertionError("it never waited for the lock")
 
 
+def is_free(path: Path) -> bool:
+    """Whether nobody holds the lock on the file at ``path``."""
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
 @contextmanager
-def new_namespace(folder: Path) -> Iterator[Namespace]:
+def holder(ns: Namespace, path: Path, *arguments: str, says: str = "") -> Iterator[subprocess.Popen[str]]:
+    """Run a program that takes the lock on ``path`` once it has read ``says``, and keeps it until its stdin ends."""
+    path.touch()
+    pipe = subprocess.PIPE
+    with subprocess.Popen(ns.command(*arguments), stdin=pipe, stdout=pipe, text=True, env=ns.environment) as process:
+        assert process.stdin
+        process.stdin.write(says)
+        process.stdin.flush()
+        deadline = time.monotonic() + 10
+        while is_free(path):
+            assert time.monotonic() < deadline, "it never took the lock"
+            time.sleep(0.001)
+        yield process
+
+
+def in_process(ns: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let netsweep find the namespace's own locks and leases in this process too."""
+    for name in ("TMPDIR", "XTABLES_LOCKFILE"):
+        monkeypatch.setenv(name, ns.environment[name])
+
+
+def write_leases(ns: Namespace, pids: dict[str, int]) -> None:
+    """Write the lease file as the test harness does: under a name of its own, then renamed."""
+    content = {
+        f"10.200.{number}.0/24": {
+            "test_name": "TestX",
+            "bridge_name": bridge,
+            "subnet_cidr": f"10.200.{number}.0/24",
+            "pid": pid,
+            "created_at_unix": 1781049600,
+        }
+        for number, (bridge, pid) in enumerate(pids.items())
+    }
+    new = ns.directory / "leases.new"
+    new.write_text(json.dumps({"leases": content}))
+    new.chmod(0o600)
+    new.rename(ns.lease_file)
+
+
+def of_bridge(ns: Namespace, flavour: str, bridge: str) -> int:
+    """How many rules name ``bridge``."""
+    return sum(bool(re.search(rf"\b{bridge}\b", line)) for line in ns.save(flavour))
+
+
+@contextmanager
+def new_namespace(directory: Path) -> Iterator[Namespace]:
     """Make a namespace with a name of its own, and remove it in the end."""
     name = f"netsweep-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     subprocess.run(["ip", "netns", "add", name], check=True)
     try:
-        yield Namespace(name, folder)
+        yield Namespace(name, directory)
     finally:
         subprocess.run(["ip", "netns", "del", name], check=True)
 

@@ -1,35 +1,49 @@
-"""netsweep finds iptables rules that dead test jobs left behind, and removes them.
+"""netsweep finds iptables rules that dead test jobs left behind, and deletes them.
 
-``find_orphans()`` looks, ``sweep()`` deletes; both return a :class:`Report`. The options are those of
-the command line, and so are their defaults; times are in seconds. Failures are raised as
-:class:`NetsweepError`, one subclass for each exit status.
+``find_orphans()`` looks, ``sweep()`` deletes, ``restore()`` puts back; all return a :class:`Report`. The
+options are those of the command line, and so are their defaults: what is ``None`` is as the profile has
+it. Several values may come as any iterable; paths may be :class:`os.PathLike`; times are in seconds.
+Failures are raised as :class:`NetsweepError`, one subclass for each exit status.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-__version__ = "0.1.0"
+import os
+from collections.abc import Iterable
 
 from netsweep.errors import (
     BusyError,
     NetsweepError,
     NoBackendError,
     NotPermittedError,
+    TableError,
     UsageError,
 )
-
-if TYPE_CHECKING:
-    from netsweep.report import Report
+from netsweep.model import Chain, Family, Finding, Interface, Rule, Spec, Table, Undo, Verdict
+from netsweep.report import BackendReport, LeaseFile, LockTimes, Report
+from netsweep.version import __version__
 
 __all__ = [
+    "BackendReport",
     "BusyError",
+    "Chain",
+    "Family",
+    "Finding",
+    "Interface",
+    "LeaseFile",
+    "LockTimes",
     "NetsweepError",
     "NoBackendError",
     "NotPermittedError",
     "Report",
+    "Rule",
+    "Spec",
+    "Table",
+    "TableError",
+    "Undo",
     "UsageError",
+    "Verdict",
+    "__version__",
     "find_orphans",
     "restore",
     "sweep",
@@ -38,66 +52,67 @@ __all__ = [
 
 def find_orphans(
     *,
-    prefix: str | Sequence[str] = ("hm",),
-    protect: str | Sequence[str] = ("ha",),
-    chain: str | Sequence[str] = ("filter/FORWARD", "nat/POSTROUTING"),
-    backend: str = "auto",
-    lease_file: str | None = None,
-    wait: float = 5.0,
+    prefix: str | Iterable[str] | None = None,
+    protect: str | Iterable[str] | None = None,
+    chain: str | Iterable[str] | None = None,
+    backend: str | None = None,
+    lease_file: str | os.PathLike[str] | None = None,
+    wait: float | None = None,
     include_kept: bool = False,
 ) -> Report:
     """Report the orphaned rules; change nothing and take no lock.
 
-    ``include_kept``: report the other rules that have to do with us too, each with the reason why it
-    stays. Raises :class:`NetsweepError`.
+    ``include_kept``: report the other rules that get a verdict too, each with the reason why it stays.
+    Raises :class:`NetsweepError`.
     """
-    from netsweep.sweeper import Options
-    from netsweep.sweeper import find_orphans as run
+    from netsweep.jobs import sweep as job
+    from netsweep.profiles.options import Options
 
-    options = Options(prefix, protect, chain, backend, lease_file=lease_file, wait=wait)
-    return run(options, keep=include_kept)
+    options = Options(prefix=prefix, protect=protect, chain=chain, backend=backend, lease_file=lease_file, wait=wait)
+    return job.find_orphans(options, keep=include_kept)
 
 
 def sweep(
     *,
-    prefix: str | Sequence[str] = ("hm",),
-    protect: str | Sequence[str] = ("ha",),
-    chain: str | Sequence[str] = ("filter/FORWARD", "nat/POSTROUTING"),
-    backend: str = "auto",
-    lock_file: str | None = None,
-    lease_file: str | None = None,
-    lock_timeout: float = 30.0,
-    wait: float = 5.0,
+    prefix: str | Iterable[str] | None = None,
+    protect: str | Iterable[str] | None = None,
+    chain: str | Iterable[str] | None = None,
+    backend: str | None = None,
+    lock_file: str | os.PathLike[str] | None = None,
+    lease_file: str | os.PathLike[str] | None = None,
+    lock_timeout: float | None = None,
+    wait: float | None = None,
+    journal: str | os.PathLike[str] | None = None,
     dry_run: bool = False,
-    journal: str | None = None,
 ) -> Report:
     """Delete the orphaned rules and report them; with ``dry_run``, only report them.
 
     ``journal``: a new file to write what goes to, before it goes; :func:`restore` puts it back.
     Raises :class:`NetsweepError`, whose ``report`` says what had been deleted before.
     """
-    from netsweep.sweeper import Options
-    from netsweep.sweeper import find_orphans as look
-    from netsweep.sweeper import sweep as run
+    from netsweep.jobs import sweep as job
+    from netsweep.profiles.options import Options
 
-    options = Options(prefix, protect, chain, backend, lock_file, lease_file, lock_timeout, wait, journal)
-    return look(options, command="sweep", dry_run=True) if dry_run else run(options)
+    options = Options(
+        prefix=prefix,
+        protect=protect,
+        chain=chain,
+        backend=backend,
+        lock_file=lock_file,
+        lease_file=lease_file,
+        lock_timeout=lock_timeout,
+        wait=wait,
+        journal=journal,
+    )
+    return job.find_orphans(options, command="sweep", dry_run=True) if dry_run else job.sweep(options)
 
 
-def restore(journal: str, *, wait: float = 5.0) -> Report:
+def restore(journal: str | os.PathLike[str], *, wait: float | None = None, force: bool = False) -> Report:
     """Put back the rules that a sweep wrote to the file ``journal`` and deleted.
 
-    Raises :class:`NetsweepError` where they no longer fit; then no table is changed.
+    ``force``: also where the journal is of another network namespace. Raises :class:`NetsweepError`
+    where the rules no longer fit; then no table is changed.
     """
-    from netsweep.sweeper import restore as run
+    from netsweep.jobs import restore as job
 
-    return run(journal, wait)
-
-
-def __getattr__(name: str) -> Any:
-    # Report comes late: what a run does not need is not imported.
-    if name == "Report":
-        from netsweep.report import Report
-
-        return Report
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return job.restore(journal, wait, force=force)

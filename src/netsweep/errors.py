@@ -5,10 +5,7 @@ The statuses above 63 are those of ``sysexits.h`` (EX_UNAVAILABLE, EX_TEMPFAIL, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from netsweep.report import Report
+from netsweep.report import Report
 
 ORPHANS_FOUND = 3
 """Exit status of ``list --exit-code`` where there are orphans: an answer, not a failure."""
@@ -26,7 +23,7 @@ class NetsweepError(Exception):
 
 
 class UsageError(NetsweepError):
-    """An option has a value that means nothing."""
+    """An option has a value that cannot be used."""
 
     exit_status = 2
 
@@ -38,7 +35,7 @@ class NoBackendError(NetsweepError):
 
 
 class BusyError(NetsweepError):
-    """A lock, or a quiet moment of the kernel's tables, was not to be had in time."""
+    """Timed out waiting for a lock, or for rules that kept changing; nothing was changed."""
 
     exit_status = 75
 
@@ -50,7 +47,11 @@ class NotPermittedError(NetsweepError):
 
 
 class ContentionError(Exception):
-    """Somebody else changed the rules in between: nothing was changed, read again and retry.
+    """Something changed between the decision and the commit: nothing was done; read again and retry.
 
-    It never leaves :mod:`netsweep.sweeper`, which turns it into :class:`BusyError` when time is up.
+    It never leaves :mod:`netsweep.jobs`, which turns it into :class:`BusyError` when time is up.
     """
+
+
+class TableError(NetsweepError):
+    """A table cannot be changed, for a reason that does not concern other tables."""

@@ -1,5 +1,6 @@
 """``python -m tests.benchmarks.bench``: netsweep against what it replaces, as Markdown tables.
 
+``--against DIR`` measures the netsweep of another checkout instead, in turn with this one.
 Everything happens in network namespaces of its own. Needs root.
 """
 
@@ -8,7 +9,6 @@ from __future__ import annotations
 import argparse
 import compileall
 import importlib.util
-import json
 import os
 import platform
 import re
@@ -22,9 +22,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from tests.benchmarks import side_by_side
 from tests.benchmarks.contents import BACKENDS, DEAD, RULES_PER_BRIDGE, BenchmarkError, Contents, Cost
+from tests.benchmarks.figures import median_of, number, progress, ratio, read_locks, table
 from tests.benchmarks.neighbours import LockWaits, Slice, feel, wait_for_lock
 
 NETSWEEP = str(Path(sys.executable).parent / "netsweep")
@@ -93,18 +95,21 @@ class Sample(NamedTuple):
 
 @dataclass
 class Results:
-    """All that was measured: runs by backend, leaked rules and contender; the others by backend."""
+    """All that was measured: runs by backend, leaked rules and contender; the others by backend.
+
+    ``holds``: the longest single hold of the subnet lock, in ms, of each sweep beside the neighbours.
+    """
 
     sweeps: dict[tuple[str, int, str], list[Sample]] = field(default_factory=lambda: defaultdict(list))
     slices: dict[tuple[str, str], list[Slice]] = field(default_factory=lambda: defaultdict(list))
     locks: dict[str, LockWaits] = field(default_factory=dict)
+    holds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def median(self, flavour: str, leaked: int, contender: str, what: str) -> float | None:
         """The median of ``wall_ms``, ``cpu_ms``, ``peak_mb``, ``subnet_ms`` or ``xtables_ms``."""
         samples = self.sweeps.get((flavour, leaked, contender), [])
         values = [getattr(sample if what in Sample._fields else sample.cost, what) for sample in samples]
-        known = [value for value in values if value is not None]
-        return statistics.median(known) if known else None
+        return median_of(values)
 
 
 def contenders(contents: Contents, leaked: int) -> dict[str, list[str]]:
@@ -157,29 +162,15 @@ def run_once(contents: Contents, name: str, command: Sequence[str]) -> Sample:
     return Sample(cost, *(lock and lock["held_ms"] for lock in (locks["subnet"], locks["xtables"])))
 
 
-def read_locks(path: Path) -> dict[str, Any]:
-    """The ``locks`` of a JSON report, without the rules before them, which may fill 100 MB as objects."""
-    with path.open("rb") as report:
-        size = report.seek(0, os.SEEK_END)
-        report.seek(max(0, size - 4096))
-        text = report.read().decode()
-    # Within a string the quotes would be escaped.
-    _, quoted, end = text.rpartition('"backends": [')
-    try:
-        locks: dict[str, Any] = json.loads("{" + quoted + end)["locks"]
-    except (ValueError, KeyError) as error:
-        raise BenchmarkError(f"the end of netsweep's JSON report cannot be read: {text[-200:]!a}") from error
-    return locks
-
-
 def measure_neighbours(contents: Contents, plan: Plan, results: Results) -> None:
     """Let the neighbours work with netsweep, with no sweep and with (a), in turn and equally long."""
     one_by_one = ["sh", contents.script(NEIGHBOURS_LEAKED)]
     for turn in range(plan.rounds):
         if turn % 10 == 0:
             progress(f"{BACKENDS[contents.flavour]}: neighbours, round {turn + 1} of {plan.rounds}")
-        swept = feel(contents, NEIGHBOURS_LEAKED, SWEEP, LONGEST_SWEEP)
+        swept = feel(contents, NEIGHBOURS_LEAKED, [*SWEEP, "--format", "json"], LONGEST_SWEEP)
         contents.check("netsweep beside neighbours")
+        results.holds[contents.flavour].append(read_locks(contents.output)["subnet"]["longest_ms"])
         # The longer a call the likelier it is under way within a while, so the whiles have to be equal.
         others = [(NO_SWEEP, None), (ONE_BY_ONE, one_by_one)]
         slices = [(name, feel(contents, NEIGHBOURS_LEAKED, command, swept.seconds)) for name, command in others]
@@ -222,14 +213,18 @@ def targets(results: Results, flavour: str) -> list[Target]:
     unlocked = median(0, WITH_JSON, "subnet_ms") is None and median(0, WITH_JSON, "xtables_ms") is None
     faster = ratio(median(900, ONE_BY_ONE, "wall_ms"), median(900, PLAIN, "wall_ms"))
     felt = ratio(p99(results, flavour, PLAIN), p99(results, flavour, NO_SWEEP))
+    longest_hold = max(results.holds.get(flavour, []), default=None)
+    longest_sweep = max((part.seconds for part in results.slices.get((flavour, PLAIN), [])), default=None)
     found = [
-        target("subnet lock held, 900 orphans", median(900, WITH_JSON, "subnet_ms"), (5, 8), "ms"),
+        target("subnet lock held, 900 orphans", median(900, WITH_JSON, "subnet_ms"), (5, 12), "ms"),
         target("subnet lock held, 9,000 orphans", median(9_000, WITH_JSON, "subnet_ms"), (60, 150), "ms"),
         target("nothing to sweep, against (d), no lock taken", over_floor, (1.1, 1.1), "x", otherwise_right=unlocked),
         target("900 orphans, faster than (a)", faster, (12, 60), "x", at_least=True),
         target("90,000 orphans, whole process", median(90_000, PLAIN, "wall_ms"), (2000, 4000), "ms"),
         target("90,000 orphans, peak memory", median(90_000, PLAIN, "peak_mb"), (150, 200), "MB"),
         target("neighbours' p99 during a sweep, against no sweep", felt, (1.2, 1.2), "x"),
+        target("longest hold of the subnet lock beside neighbours", longest_hold, (250, 250), "ms"),
+        target("longest sweep beside neighbours, 900 orphans", longest_sweep, (3, 3), "s"),
     ]
     if flavour == "nft":
         found.append(Target("time per rule, 90,000 against 9,000", flavour, growth(results, flavour), 1.5, "x"))
@@ -265,25 +260,6 @@ def p99(results: Results, flavour: str, condition: str) -> float | None:
 
 def p90(values: Sequence[float]) -> float:
     return statistics.quantiles(values, n=10, method="inclusive")[8]
-
-
-def ratio(value: float | None, base: float | None) -> float | None:
-    return value / base if value is not None and base else None
-
-
-def number(value: float | None, unit: str = "") -> str:
-    """Three digits that count, or more before the point; nothing for what was not measured."""
-    if value is None:
-        return ""
-    digits = 0 if abs(value) >= 100 or value == int(value) else 1 if abs(value) >= 10 else 2
-    return f"{value:,.{digits}f}{unit}"
-
-
-def table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> Iterator[str]:
-    """A Markdown table; the first ``left`` columns are text, the others numbers."""
-    yield f"\n### {title}\n"
-    for cells in (heads, ["---"] * left + ["---:"] * (len(heads) - left), *rows):
-        yield f"| {' | '.join(cells)} |"
 
 
 def sweep_rows(results: Results) -> Iterator[Sequence[str]]:
@@ -379,12 +355,8 @@ def compile_bytecode() -> None:
     """Compile what is imported, as installing it does."""
     for name in ("netsweep", "click", "filelock", "pyroute2", "iptc"):
         package = importlib.util.find_spec(name)
-        for folder in (package and package.submodule_search_locations) or ():
-            compileall.compile_dir(folder, quiet=2)
-
-
-def progress(text: str) -> None:
-    print(f"bench: {text}", file=sys.stderr)
+        for directory in (package and package.submodule_search_locations) or ():
+            compileall.compile_dir(directory, quiet=2)
 
 
 def run(flavours: Sequence[str], parts: Sequence[str], plan: Plan) -> Results:
@@ -394,8 +366,8 @@ def run(flavours: Sequence[str], parts: Sequence[str], plan: Plan) -> Results:
     results = Results()
     compile_bytecode()
     for flavour in flavours:
-        with tempfile.TemporaryDirectory(prefix="netsweep-bench-") as folder:
-            contents = Contents(Path(folder), flavour)
+        with tempfile.TemporaryDirectory(prefix="netsweep-bench-") as directory:
+            contents = Contents(Path(directory), flavour)
             if "sweeps" in parts:
                 measure_sweeps(contents, plan, results)
             if "neighbours" in parts:
@@ -412,9 +384,17 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small sizes and few repeats: does it all still work?")
     parser.add_argument("--backend", choices=BACKENDS, action="append", help="only this one; repeatable")
     parser.add_argument("--part", choices=PARTS, action="append", help="only this one; repeatable")
+    parser.add_argument("--against", metavar="DIR", type=Path, help="another checkout, to be compared with this one")
     arguments = parser.parse_args()
     flavours = arguments.backend or list(BACKENDS)
     try:
+        if arguments.against:
+            compile_bytecode()
+            lines = side_by_side.run(flavours, arguments.against.resolve(), quick=arguments.quick)
+            print("## Side by side\n", *(f"- {line}" for line in machine(flavours[0])), sep="\n")
+            for line in lines:
+                print(line, flush=True)
+            return 0
         results = run(flavours, arguments.part or PARTS, QUICK if arguments.quick else FULL)
     except (BenchmarkError, AssertionError) as error:
         print(f"bench: {error}", file=sys.stderr)

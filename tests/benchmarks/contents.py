@@ -86,10 +86,10 @@ class Contents(Namespace):
     backend holds no tables.
     """
 
-    def __init__(self, folder: Path, flavour: str) -> None:
-        super().__init__("", folder)
+    def __init__(self, directory: Path, flavour: str) -> None:
+        super().__init__("", directory)
         self.flavour = flavour
-        self.output = folder / "stdout"
+        self.output = directory / "stdout"
         # Unbuffered output or missing bytecode is not how netsweep runs elsewhere.
         self.environment = {k: v for k, v in self.environment.items() if not k.startswith("PYTHON")}
         if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
@@ -145,7 +145,7 @@ class Contents(Namespace):
 
     def start_measured(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start ``command`` with its output going to :attr:`output`."""
-        with self.output.open("wb") as output, (self.folder / "stderr").open("wb") as complaints:
+        with self.output.open("wb") as output, (self.directory / "stderr").open("wb") as complaints:
             return subprocess.Popen(command, stdout=output, stderr=complaints, env=self.environment)
 
     def measure(self, command: Sequence[str]) -> Cost:
@@ -162,7 +162,7 @@ class Contents(Namespace):
     def require_success(self, process: subprocess.Popen[bytes]) -> None:
         """Raise :class:`BenchmarkError` where a program that was started here failed."""
         if process.returncode:
-            said = (self.folder / "stderr").read_text(errors="replace").strip()
+            said = (self.directory / "stderr").read_text(errors="replace").strip()
             raise BenchmarkError(f"{process.args!a} exited {process.returncode}: {said[-500:]}")
 
     def check(self, who: str) -> None:
@@ -182,7 +182,7 @@ class Contents(Namespace):
         return [line.partition("] ")[2] for line in self.save(self.flavour) if line.startswith("[")]
 
     def _file(self, name: str, text: Callable[[], str]) -> str:
-        path = self.folder / f"{self.flavour}-{name}"
+        path = self.directory / f"{self.flavour}-{name}"
         if not path.exists():
             Apart(lambda: path.write_text(text())).result()
         return str(path)

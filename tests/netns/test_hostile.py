@@ -17,7 +17,7 @@ import pytest
 from tests.namespace import FLAVOURS, Namespace, complaint, leaks, unchanged
 
 SCRIPT = str(Path(sys.executable).with_name("netsweep"))
-"""The console script, as people run it: unlike ``python -m`` it does not import from the current folder."""
+"""The console script, as people run it: unlike ``python -m`` it does not import from the current directory."""
 
 RUNNER = 1000
 """Some other user, as the one whose tests made the files."""
@@ -72,48 +72,38 @@ def dangling_link(path: Path) -> None:
     path.symlink_to(path.with_name("nowhere"))
 
 
-def link_to_itself(path: Path) -> None:
-    path.symlink_to(path)
-
-
-def link_to_a_device(path: Path) -> None:
-    path.symlink_to("/dev/zero")
-
-
 def unix_socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
 
 
-def device(minor: int) -> Callable[[Path], None]:
-    def make(path: Path) -> None:
-        os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, minor))
-
-    return make
+def zero(path: Path) -> None:
+    os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 5))
 
 
 IRREGULAR: dict[str, Callable[[Path], None]] = {
     "a link to a file": link_to_file,
     "a link to a file of root's": link_to_root_only_file,
     "a dangling link": dangling_link,
-    "a link to itself": link_to_itself,
-    "a link to a device": link_to_a_device,
-    "a folder": Path.mkdir,
+    "a directory": Path.mkdir,
     "a FIFO": os.mkfifo,
     "a socket": unix_socket,
-    "/dev/null": device(3),
-    "/dev/zero": device(5),
+    "/dev/zero": zero,
 }
 
 irregular = pytest.mark.parametrize("make", [pytest.param(make, id=name) for name, make in IRREGULAR.items()])
 
+SOME = ("a link to a file", "a dangling link", "a FIFO", "/dev/zero")
+some_irregular = pytest.mark.parametrize("make", [pytest.param(IRREGULAR[name], id=name) for name in SOME])
+"""Enough where the file is opened by the same function as the lock and the lease file."""
+
 
 @pytest.fixture
 def trap(tmp_path: Path) -> Path:
-    """A path for something hostile, in a folder that holds nothing else."""
-    folder = tmp_path / "hostile"
-    folder.mkdir()
-    return folder / "file"
+    """A path for something hostile, in a directory that holds nothing else."""
+    directory = tmp_path / "hostile"
+    directory.mkdir()
+    return directory / "file"
 
 
 def bounded(ns: Namespace, *arguments: str) -> str:
@@ -123,31 +113,32 @@ def bounded(ns: Namespace, *arguments: str) -> str:
 
 @irregular
 @pytest.mark.parametrize("option", ["--lock-file", "--lease-file"])
-def test_lock_and_lease_file_have_to_be_regular(
+def test_lock_and_lease_file_have_to_be_regular_and_doctor_foresees_it(
     ns: Namespace, trap: Path, option: str, make: Callable[[Path], None]
 ) -> None:
     ns.restore("nft", leaks(["hmdead"]))
     make(trap)
     with unchanged(ns), untouched(trap.parent):
         line = bounded(ns, "sweep", option, str(trap))
+        assert bounded(ns, "doctor", option, str(trap)) == line
     assert ascii(str(trap)) in line
     assert "refused" in line
     assert {"--lock-file": "subnet lock", "--lease-file": "lease file"}[option] in line
 
 
-@irregular
-@pytest.mark.parametrize("option", ["--lock-file", "--lease-file"])
-def test_doctor_tells_of_files_that_a_sweep_would_refuse(
-    ns: Namespace, trap: Path, option: str, make: Callable[[Path], None]
-) -> None:
-    make(trap)
-    with untouched(trap.parent):
-        done = ns.run("timeout", "20", SCRIPT, "doctor", option, str(trap), check=False)
-    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
-    assert "refused" in done.stdout + done.stderr
+def test_doctor_warns_of_a_lock_that_only_a_sweep_with_more_to_do_would_refuse(ns: Namespace, trap: Path) -> None:
+    dangling_link(trap)
+    done = ns.netsweep("doctor", "--lock-file", str(trap))
+    assert (done.returncode, done.stderr) == (0, "")
+    (warning,) = [line for line in done.stdout.splitlines() if line.startswith("warning:")]
+    assert "refused" in warning
+    assert ns.netsweep("sweep", "--lock-file", str(trap)).returncode == 0
+    ns.restore("nft", leaks(["hmdead"]))
+    line = complaint(ns.netsweep("doctor", "--lock-file", str(trap)), 1)
+    assert line.removeprefix("netsweep: ") == warning.removeprefix("warning:").strip()
 
 
-@irregular
+@some_irregular
 def test_the_xtables_lock_has_to_be_regular(ns: Namespace, trap: Path, make: Callable[[Path], None]) -> None:
     ns.restore("legacy", leaks(["hmdead"]))
     make(trap)
@@ -158,7 +149,7 @@ def test_the_xtables_lock_has_to_be_regular(ns: Namespace, trap: Path, make: Cal
     assert "refused" in line
 
 
-@irregular
+@some_irregular
 def test_a_journal_goes_to_a_new_file_only(ns: Namespace, trap: Path, make: Callable[[Path], None]) -> None:
     ns.restore("nft", leaks(["hmdead"]))
     make(trap)
@@ -167,7 +158,7 @@ def test_a_journal_goes_to_a_new_file_only(ns: Namespace, trap: Path, make: Call
         assert "journal" in bounded(ns, "restore", str(trap))
 
 
-@irregular
+@some_irregular
 def test_the_step_summary_has_to_be_regular(ns: Namespace, trap: Path, make: Callable[[Path], None]) -> None:
     make(trap)
     ns.environment["GITHUB_STEP_SUMMARY"] = str(trap)
@@ -177,36 +168,31 @@ def test_the_step_summary_has_to_be_regular(ns: Namespace, trap: Path, make: Cal
     assert "refused" in line
 
 
-@pytest.mark.parametrize("path", ["/dev/null", "/dev/zero", "/dev/full", "/dev/tty", "/", "."])
-@pytest.mark.parametrize("option", ["--lock-file", "--lease-file", "--journal"])
-def test_the_systems_own_files_are_refused(ns: Namespace, option: str, path: str) -> None:
+@pytest.mark.parametrize("path", ["/dev/null", "/"])
+def test_the_systems_own_files_are_refused(ns: Namespace, path: str) -> None:
     ns.restore("nft", leaks(["hmdead"]))
     before = os.stat(path).st_mode
     with unchanged(ns):
-        done = ns.run("timeout", "20", SCRIPT, "sweep", option, path, check=False)
-    complaint(done, 1)
+        for option in ("--lock-file", "--lease-file", "--journal"):
+            bounded(ns, "sweep", option, path)
     assert os.stat(path).st_mode == before
 
 
-@pytest.mark.parametrize(
-    "name", ["file/below", "x" * 256, "/".join(["x" * 200] * 30), "loop/below", "file\n::error::/below"]
-)
-@pytest.mark.parametrize("option", ["--lock-file", "--lease-file", "--journal"])
-def test_paths_that_lead_nowhere_are_one_clear_error(ns: Namespace, trap: Path, option: str, name: str) -> None:
+@pytest.mark.parametrize("name", ["/".join(["x" * 200] * 30), "loop/below", "file\n::error::/below"])
+def test_paths_that_lead_nowhere_are_one_clear_error(ns: Namespace, trap: Path, name: str) -> None:
     ns.restore("nft", leaks(["hmdead"]))
-    trap.write_text("a file")
     trap.with_name("file\n::error::").write_text("another")
     trap.with_name("loop").symlink_to("loop")
     with unchanged(ns), untouched(trap.parent):
-        assert "cannot" in bounded(ns, "sweep", option, str(trap.parent / name))
-    ns.environment["GITHUB_STEP_SUMMARY"] = str(trap.parent / name)
-    with untouched(trap.parent):
+        for option in ("--lock-file", "--lease-file", "--journal"):
+            assert "cannot" in bounded(ns, "sweep", option, str(trap.parent / name))
+        ns.environment["GITHUB_STEP_SUMMARY"] = str(trap.parent / name)
         assert "step summary" in bounded(ns, "list", "--format", "github")
 
 
 def test_names_with_newlines_are_names_like_others(ns: Namespace) -> None:
     ns.restore("nft", leaks(["hmdead"]))
-    lock, journal = ns.folder / "a\nlock", ns.folder / "a\n\x1b[31mjournal"
+    lock, journal = ns.directory / "a\nlock", ns.directory / "a\n\x1b[31mjournal"
     options = ("--lock-file", str(lock), "--journal", str(journal))
     assert ns.netsweep("sweep", *options).returncode == 0
     assert lock.read_bytes() == b""
@@ -235,11 +221,11 @@ def test_a_huge_lease_file_is_refused_without_being_read(ns: Namespace) -> None:
     assert ns.lease_file.stat().st_blocks == 0
 
 
-@pytest.mark.parametrize("mode", [0o644, 0o600, 0o666, 0o000])
-def test_a_lock_file_of_another_user_in_a_sticky_folder_is_used_as_it_is(
-    ns: Namespace, flavour: str, trap: Path, mode: int
+@pytest.mark.parametrize("mode", [0o644, 0o000])
+def test_a_lock_file_of_another_user_in_a_sticky_directory_is_used_as_it_is(
+    ns: Namespace, trap: Path, mode: int
 ) -> None:
-    ns.restore(flavour, leaks(["hmdead"]))
+    ns.restore("nft", leaks(["hmdead"]))
     trap.parent.chmod(0o1777)
     trap.write_text("whatever the tests keep here")
     trap.chmod(mode)
@@ -250,10 +236,10 @@ def test_a_lock_file_of_another_user_in_a_sticky_folder_is_used_as_it_is(
         assert "Deleted 3 orphaned rules" in done.stdout
 
 
-@pytest.mark.parametrize("umask", ["000", "022", "077", "777"])
+@pytest.mark.parametrize("umask", ["000", "777"])
 def test_a_missing_lock_file_is_made_for_everybody_whatever_the_umask(ns: Namespace, umask: str) -> None:
     ns.restore("nft", leaks(["hmdead"]))
-    ns.folder.chmod(0o1777)
+    ns.directory.chmod(0o1777)
     ns.run("sh", "-c", f'umask {umask} && exec "$@"', "sh", SCRIPT, "sweep")
     status = ns.lock_file.stat()
     assert stat.S_IMODE(status.st_mode) == 0o666
@@ -264,29 +250,13 @@ def test_a_missing_lock_file_is_made_for_everybody_whatever_the_umask(ns: Namesp
     "content",
     [
         pytest.param("[" * 100_000, id="deep"),
-        pytest.param('{"leases":' * 50_000, id="deep objects"),
-        pytest.param('{"leases": {}, "leases": {}}', id="a name twice"),
-        pytest.param('{"leases": {"s": {"bridge_name": "hmdead", "pid": 1, "pid": 4194304}}}', id="pid twice"),
-        pytest.param(
-            '{"leases": {"s": {"bridge_name": "hmbee", "bridge_name": "hmdead", "pid": 1}}}', id="bridge twice"
-        ),
-        pytest.param('{"leases": []}', id="a list"),
-        pytest.param('{"leases": {"s": []}}', id="a lease that is a list"),
-        pytest.param('{"leases": {"s": {"pid": 1}}}', id="no bridge"),
-        pytest.param('{"leases": {"s": {"bridge_name": "", "pid": 1}}}', id="empty bridge"),
-        pytest.param('{"leases": {"s": {"bridge_name": 12, "pid": 1}}}', id="bridge no text"),
-        pytest.param('{"leases": {"s": {"bridge_name": "hmdead"}}}', id="no pid"),
-        *(
-            pytest.param(f'{{"leases": {{"s": {{"bridge_name": "hmdead", "pid": {pid}}}}}}}', id=f"pid {pid:.12}")
-            for pid in ("true", "-1", "0", "4194305", "1.0", "1e3", '"1"', "null", "NaN", "Infinity", "[1]", "9" * 5000)
-        ),
+        pytest.param('{"leases": {"s": {"bridge_name": "hmdead", "pid": 1, "pid": 4194304}}}', id="a name twice"),
+        pytest.param(f'{{"leases": {{"s": {{"bridge_name": "hmdead", "pid": {"9" * 5000}}}}}}}', id="a huge pid"),
         pytest.param('{"leases": {"\\u001b]0;x\\u0007\\n::error::": 1}}', id="escapes"),
-        pytest.param('{"leases": {"s": {"bridge_name": "hmdead", "pid": 1}}} and more', id="more behind it"),
-        pytest.param('{"Leases": {}}', id="other name"),
-        pytest.param("\0" * 100, id="NULs"),
     ],
 )
 def test_a_lease_file_that_cannot_be_understood_is_one_clear_error(ns: Namespace, content: str) -> None:
+    """Whatever is wrong with it; tests/unit/host has many more."""
     ns.restore("nft", leaks(["hmdead"]))
     ns.lease_file.write_text(content)
     with unchanged(ns):
@@ -318,7 +288,7 @@ def test_leases_of_bridges_with_hostile_names_hurt_nobody(ns: Namespace) -> None
 
 def test_a_lease_file_cannot_speak_to_the_runner(ns: Namespace) -> None:
     ns.restore("nft", leaks(["hmdead"]))
-    summary = ns.folder / "summary"
+    summary = ns.directory / "summary"
     summary.touch()
     ns.environment["GITHUB_STEP_SUMMARY"] = str(summary)
     key = "##[error]x\n::error::x`<b>[x](http://x)"
@@ -356,13 +326,17 @@ HOSTILE = [
 
 @pytest.fixture
 def hostile_ns(ns: Namespace, flavour: str) -> Namespace:
-    """Hostile comments in orphans and in rules that stay, and hostile names of interfaces and chains."""
+    """Hostile comments in orphans, in live and in foreign rules, and hostile names of interfaces and chains."""
     ns.add_bridges("hm11fe")
-    for comment in HOSTILE:
-        for bridge in ("hmdead", "hm11fe"):
-            ns.iptables(flavour, "-A", "FORWARD", "-i", bridge, "-j", "DROP", "-m", "comment", "--comment", comment)
-        nat = ("-t", "nat", "-A", "POSTROUTING", "-m", "comment", "--comment", f"{comment}-hmdead")
-        ns.iptables(flavour, *nat)
+    # In one go, as there are many.
+    for rest in (
+        "-A FORWARD -i hmdead -j DROP -m comment --comment",
+        "-A FORWARD -i hm11fe -j DROP -m comment --comment",
+        "-t nat -A POSTROUTING -m comment --comment",
+    ):
+        ending = "-hmdead" if "nat" in rest else ""
+        script = f'for comment; do iptables-{flavour} -w 5 {rest} "$comment" || exit 1; done'
+        ns.run("sh", "-c", script, "sh", *(f"{comment}{ending}" for comment in HOSTILE))
     chain = "::error::\x1b[31m##[group]"
     ns.iptables(flavour, "-N", chain)
     ns.iptables(flavour, "-A", "FORWARD", "-i", "hmdead", "-j", chain)
@@ -370,8 +344,8 @@ def hostile_ns(ns: Namespace, flavour: str) -> Namespace:
     return ns
 
 
-ORPHANS = 2 * len(HOSTILE) + 1
-KEPT = len(HOSTILE) + 1
+ORPHANS = len(HOSTILE) + 1
+KEPT = 2 * len(HOSTILE) + 1
 
 
 def workflow_commands(text: str) -> list[str]:
@@ -389,7 +363,7 @@ def workflow_commands(text: str) -> list[str]:
 
 
 def test_hostile_rules_are_escaped_in_text(hostile_ns: Namespace, flavour: str) -> None:
-    for arguments in (["list"], ["list", "-v"], ["list", "--all"], ["sweep", "--dry-run", "-v"], ["sweep", "-v"]):
+    for arguments in (["list"], ["list", "--all"], ["sweep", "-v"]):
         done = hostile_ns.netsweep(*arguments)
         assert (done.returncode, done.stderr) == (0, "")
         assert re.fullmatch("[ -~\n]*", done.stdout)
@@ -403,7 +377,7 @@ def test_hostile_rules_are_escaped_in_text(hostile_ns: Namespace, flavour: str) 
 
 def test_hostile_rules_are_harmless_in_a_workflow(hostile_ns: Namespace) -> None:
     ns = hostile_ns
-    summary = ns.folder / "summary"
+    summary = ns.directory / "summary"
     summary.write_text("what was there\n")
     ns.environment["GITHUB_STEP_SUMMARY"] = str(summary)
     for arguments, level in ((["list", "--all"], "warning"), (["sweep", "-v"], "notice")):
@@ -425,36 +399,38 @@ def test_hostile_rules_are_exact_in_json(hostile_ns: Namespace) -> None:
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.isascii()
         report = json.loads(done.stdout)
-        found = [(rule["table"], rule["comment"]) for rule in report["orphans"] if rule["comment"] is not None]
-        assert found == [("filter", c) for c in HOSTILE] + [("nat", f"{c}-hmdead") for c in HOSTILE]
-        assert len(report["orphans"]) == ORPHANS
+        assert [rule["comment"] for rule in report["orphans"]] == [*HOSTILE, None]
         if arguments == ["list", "--all"]:
-            assert [rule["comment"] for rule in report["kept"]] == [*HOSTILE, None]
-            assert report["kept"][-1]["in"] == "ha::x\x1b[m##[x]"
+            forward = [rule for rule in report["kept"] if rule["table"] == "filter"]
+            assert [rule["comment"] for rule in forward] == [*HOSTILE, None]
+            assert forward[-1]["in"] == "ha::x\x1b[m##[x]"
+            # A name at the end of free text makes no rule ours.
+            nat = [(rule["comment"], rule["verdict"]) for rule in report["kept"] if rule["table"] == "nat"]
+            assert nat == [(f"{comment}-hmdead", "foreign") for comment in HOSTILE]
 
 
 @pytest.fixture
 def poisoned(tmp_path: Path) -> Path:
-    """A folder of programs, modules and libraries that leave a mark when they are run or loaded."""
-    folder = tmp_path / "poisoned"
-    folder.mkdir()
-    mark = folder / "mark"
+    """A directory of programs, modules and libraries that leave a mark when they are run or loaded."""
+    directory = tmp_path / "poisoned"
+    directory.mkdir()
+    mark = directory / "mark"
     programs = "sh bash env python python3 gcc cc ld objdump as uname ldconfig modprobe insmod ip tc nft"
     for name in (*programs.split(), "iptables", *(f"iptables-{f}{s}" for f in FLAVOURS for s in ("", "-save"))):
-        program = folder / name
+        program = directory / name
         program.write_text(f"#!/bin/sh\necho run $0 >>'{mark}'\n")
         program.chmod(0o755)
     modules = "click filelock iptc pyroute2 json ctypes re sitecustomize usercustomize netsweep encodings colorama"
     for name in modules.split():
-        (folder / f"{name}.py").write_text(f"open({str(mark)!r}, 'a').write('import {name}\\n')\n")
+        (directory / f"{name}.py").write_text(f"open({str(mark)!r}, 'a').write('import {name}\\n')\n")
     for name in ("libip4tc.so", "libip4tc.so.2", "libxtables.so", "libxtables.so.12", "libc.so.6", "libxtwrapper.so"):
-        (folder / name).write_text("no library, so loading it fails")
-    return folder
+        (directory / name).write_text("no library, so loading it fails")
+    return directory
 
 
-def test_nothing_is_run_from_path_and_nothing_loaded_from_the_current_folder(ns: Namespace, poisoned: Path) -> None:
+def test_nothing_is_run_from_path_and_nothing_loaded_from_the_current_directory(ns: Namespace, poisoned: Path) -> None:
     poison = ("env", "-C", str(poisoned), f"PATH={poisoned}")
-    summary = ns.folder / "summary"
+    summary = ns.directory / "summary"
     summary.touch()
     ns.environment["GITHUB_STEP_SUMMARY"] = str(summary)
     for flavour in FLAVOURS:
@@ -462,8 +438,8 @@ def test_nothing_is_run_from_path_and_nothing_loaded_from_the_current_folder(ns:
     with untouched(poisoned):
         for arguments in (
             ["list", "--all"],
-            ["sweep", "--format", "github", "--journal", str(ns.folder / "journal")],
-            ["restore", str(ns.folder / "journal")],
+            ["sweep", "--format", "github", "--journal", str(ns.directory / "journal")],
+            ["restore", str(ns.directory / "journal")],
             ["sweep"],
             ["doctor"],
             ["demo"],
@@ -485,10 +461,10 @@ def test_the_poison_works(ns: Namespace, poisoned: Path) -> None:
 
 def test_a_sweep_makes_no_file_but_the_locks(ns: Namespace, flavour: str) -> None:
     ns.restore(flavour, leaks(["hmdead"]))
-    locks = {ns.lock_file, *ns.folder.glob("xtables.lock")}
+    locks = {ns.lock_file, *ns.directory.glob("xtables.lock")}
     assert ns.netsweep("sweep").returncode == 0
-    assert set(ns.folder.iterdir()) == locks
+    assert set(ns.directory.iterdir()) == locks
     ns.restore(flavour, leaks(["hmdead"]))
-    # A folder's own time tells of files that came and went.
-    with untouched(ns.folder):
+    # A directory's own time tells of files that came and went.
+    with untouched(ns.directory):
         assert ns.netsweep("sweep").returncode == 0

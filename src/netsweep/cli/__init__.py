@@ -1,0 +1,61 @@
+"""The command line: options in, report out, exit status. No logic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from netsweep.cli import demo, doctor, list, restore, sweep
+from netsweep.cli.outcome import invoke
+from netsweep.version import __version__
+
+_EXIT_STATUSES = """\b
+Exit status:
+  0   done, nothing left to do
+  1   failed; stderr says what
+  2   wrong usage
+  3   'list --exit-code' found orphans
+  69  no usable backend (library or kernel support missing)
+  75  timed out waiting for a lock, or re-reading rules that kept changing;
+      nothing was changed
+  77  not permitted (CAP_NET_ADMIN missing, file not readable)
+  128+N  stopped by signal N; no table is half-changed and all locks are released"""
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=_EXIT_STATUSES,
+)
+@click.version_option(__version__, prog_name="netsweep")
+def cli() -> None:
+    """Find iptables rules that dead test jobs left behind, and delete them.
+
+    A rule is an orphan when a bridge of ours that it needs is gone: no interface has that name, and
+    no running process holds a lease for it. netsweep deletes orphans and never touches any other
+    rule.
+
+    \b
+    Examples:
+      sudo netsweep list              what is left behind? (changes nothing)
+      sudo netsweep list --all        why does the rest stay?
+      sudo netsweep sweep --dry-run   what would a sweep do?
+      sudo netsweep sweep             delete the orphans
+      sudo netsweep doctor            what does this host have, could a sweep run?
+      netsweep demo                   see it work in a throwaway network namespace
+
+    Needs root, or CAP_NET_ADMIN (for x_tables two more, see the README). 'netsweep COMMAND --help'
+    shows the options; every option is also read from the environment.
+    """
+
+
+for _command in (list.command, sweep.command, restore.command, doctor.command, demo.command):
+    cli.add_command(_command)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line and return the exit status.
+
+    Commands tell their failures themselves; what is raised comes from showing help, or ends the process.
+    """
+    return invoke(cli, arguments)

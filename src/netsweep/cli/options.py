@@ -1,0 +1,139 @@
+"""Every option that more than one command has, and what all options have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from netsweep import profiles
+from netsweep.profiles.options import BACKEND, CHOICES, LOCK_TIMEOUT, WAIT, Options
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FORMATS = {
+    "text": "text for people",
+    "json": "json for programs",
+    "github": "github for a workflow's log and step summary",
+}
+
+_PROFILE = profiles.load()
+
+
+class _Option(click.Option):
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        # Of several values click drops those that are blank: a list of nothing would protect nothing.
+        value = super().resolve_envvar_value(ctx)
+        if value is not None and not value.strip():
+            raise click.UsageError(f"{self.envvar} is blank: unset it, or give it a value", ctx)
+        return value
+
+
+def option(*names: str, help: str, shown: str | None = None, **settings: Any) -> Callable[[F], F]:
+    """An option that is also read from the environment.
+
+    ``shown`` is the default that the help shows. An option that is not given is ``None``: its default
+    stands in the profile.
+    """
+    variable = "NETSWEEP_" + names[0].lstrip("-").replace("-", "_").upper()
+    # A path stands in a paragraph that click does not wrap: it would break it at its dashes.
+    before, between = ("\n\n\b\n", ";\n") if settings.get("metavar") == "PATH" else ("  ", "; ")
+    default = "" if shown is None else f"{between}default: {shown}"
+    text = f"{help}{before}[env var: {variable}{default}]"
+    return click.option(*names, cls=_Option, envvar=variable, help=text, **settings)
+
+
+def format_option(*forms: str) -> Callable[[F], F]:
+    """``--format``, with those of :data:`FORMATS` that a command has."""
+    return option(
+        "--format",
+        "form",
+        type=click.Choice(forms),
+        default="text",
+        shown="text",
+        help=", ".join(FORMATS[form] for form in forms) + ".",
+    )
+
+
+def _together(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+wait_option = option(
+    "--wait",
+    metavar="SECONDS",
+    type=float,
+    shown=f"{WAIT:g}",
+    help="How long to wait for the xtables lock and to retry on contention, as iptables -w.",
+)
+
+where_options = _together(
+    option(
+        "--prefix",
+        metavar="NAME",
+        multiple=True,
+        shown=", ".join(_PROFILE.prefixes),
+        help="Bridges of ours are called NAME and hex digits, as hm3fa2001. Repeatable.",
+    ),
+    option(
+        "--protect",
+        metavar="NAME",
+        multiple=True,
+        shown=", ".join(_PROFILE.protected),
+        help="Interfaces whose names begin with NAME are never touched. Repeatable.",
+    ),
+    option(
+        "--chain",
+        metavar="TABLE/CHAIN",
+        multiple=True,
+        shown=", ".join(_PROFILE.chains),
+        help="Where to look. Repeatable.",
+    ),
+    option(
+        "--backend",
+        type=click.Choice(CHOICES),
+        shown=BACKEND,
+        help="legacy is x_tables (iptables-legacy), nft is nf_tables (iptables-nft, nft); "
+        "auto is every one that holds tables in this network namespace.",
+    ),
+    option(
+        "--lock-file",
+        metavar="PATH",
+        shown=_PROFILE.lock_file,
+        help="Subnet lock of the test harness; only a sweep takes it.",
+    ),
+    option(
+        "--lease-file",
+        metavar="PATH",
+        shown=_PROFILE.lease_file,
+        help="Leases of the test harness; a missing or empty file means none. "
+        "TMPDIR is /tmp where it is not set; sudo does not pass it on.",
+    ),
+    option(
+        "--lock-timeout",
+        metavar="SECONDS",
+        type=float,
+        shown=f"{LOCK_TIMEOUT:g}",
+        help="How long a sweep waits for the subnet lock; 0: do not wait.",
+    ),
+    wait_option,
+)
+
+output_options = _together(
+    format_option(*FORMATS),
+    option("--verbose", "-v", is_flag=True, help="List every orphaned rule, not only groups of them."),
+)
+
+
+def options_of(settings: dict[str, Any]) -> Options:
+    """The options that a command was given; raises :class:`~netsweep.errors.UsageError`.
+
+    To be called before a job is imported: wrong usage comes before a missing library.
+    """
+    return Options(**{name: None if value == () else value for name, value in settings.items()})

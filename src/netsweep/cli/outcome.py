@@ -1,0 +1,86 @@
+"""Run a job, show what came of it, and return the exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+import click
+
+from netsweep.errors import NetsweepError, UsageError
+from netsweep.output.failures import complain, explain
+from netsweep.output.text import count, text_lines
+from netsweep.report import Report
+
+
+def guarded(job: Callable[[], int]) -> int:
+    """Return what ``job`` returns, or tell its failure and return the exit status of that."""
+    try:
+        return job()
+    except Exception as error:
+        failure = explain(error)
+        complain(str(failure))
+        return failure.exit_status
+
+
+def show(
+    command: str, job: Callable[[], Report], form: str, *, verbose: bool = False, best_effort: bool = False
+) -> tuple[int, Report]:
+    """Call ``job`` and write its report to stdout in ``form``; return the exit status and the report.
+
+    ``best_effort``: failures are told and the status is 0, but for wrong usage.
+    """
+    failure: NetsweepError | None = None
+    try:
+        report = job()
+    except Exception as error:
+        failure = explain(error)
+        report = failure.report or Report(command, errors=[str(failure)])
+        complain(str(failure))
+    for warning in report.warnings:
+        complain(f"warning: {warning}")
+    try:
+        _write(report, form, verbose, best_effort)
+    except Exception as error:
+        unwritten = explain(error)
+        done = f"; the sweep deleted {count(report.deleted, 'rule')}" if report.deleted else ""
+        complain(f"{unwritten}{done}")
+        failure = failure or unwritten
+    if failure is None or (best_effort and not isinstance(failure, UsageError)):
+        return 0, report
+    return failure.exit_status, report
+
+
+def _write(report: Report, form: str, verbose: bool, best_effort: bool) -> None:
+    # What a run does not need is not imported.
+    if form == "json":
+        from netsweep.output.json import write_json
+
+        write_json(report, sys.stdout)
+    elif form == "github":
+        from netsweep.output.github import github_lines, write_step_summary
+
+        sys.stdout.writelines(f"{line}\n" for line in github_lines(report, verbose=verbose, best_effort=best_effort))
+    elif not report.errors or report.changed:
+        sys.stdout.writelines(f"{line}\n" for line in text_lines(report, verbose=verbose))
+    sys.stdout.flush()
+    if form == "github" and (path := os.environ.get("GITHUB_STEP_SUMMARY")):
+        write_step_summary(report, path)
+
+
+def invoke(command: click.Command, arguments: Sequence[str]) -> int:
+    """Run a command line and return the exit status."""
+    try:
+        status = command.main(arguments, prog_name="netsweep", standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
+    except click.UsageError as error:
+        context = f" {error.ctx.info_name}" if error.ctx and error.ctx.parent else ""
+        complain(f"{error.format_message().rstrip('.')} (see: netsweep{context} --help)")
+        return error.exit_code
+    except click.ClickException as error:
+        complain(error.format_message())
+        return error.exit_code

@@ -1,0 +1,36 @@
+"""``netsweep restore``."""
+
+from __future__ import annotations
+
+import click
+
+from netsweep.cli.options import FORMATS, format_option, option, wait_option
+from netsweep.cli.outcome import show
+from netsweep.report import Report
+
+
+@click.command("restore")
+@click.argument("file", metavar="FILE")
+@option("--force", is_flag=True, help="Restore a journal of another network namespace.")
+@wait_option
+@format_option(*FORMATS)
+def command(file: str, force: bool, wait: float | None, form: str) -> int:
+    """Put back the rules that 'sweep --journal FILE' deleted.
+
+    Each rule goes back to its place between those of its old neighbours that are still there, with
+    counters at zero. Where a place no longer exists, nothing is changed. Rules that are there again
+    already are left alone, so a restore that was stopped can be run again. Rules of a bridge that is
+    still gone are orphans: the next sweep deletes them again.
+
+    \b
+    Examples:
+      sudo netsweep sweep --journal /root/swept
+      sudo netsweep restore /root/swept
+    """
+
+    def job() -> Report:
+        from netsweep.jobs.restore import restore
+
+        return restore(file, wait, force=force)
+
+    return show("restore", job, form)[0]

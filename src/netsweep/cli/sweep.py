@@ -1,0 +1,52 @@
+"""``netsweep sweep``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from netsweep.cli.options import option, options_of, output_options, where_options
+from netsweep.cli.outcome import show
+from netsweep.report import Report
+
+
+@click.command("sweep")
+@where_options
+@option("--dry-run", is_flag=True, help="Only show what would be deleted; take no lock.")
+@option(
+    "--journal",
+    metavar="FILE",
+    help="Write the rules to the new FILE before they are deleted; 'netsweep restore FILE' puts them back. "
+    "No file is created where nothing is deleted.",
+)
+@option("--best-effort", is_flag=True, help="Report failures, but exit with 0: for a post-step.")
+@output_options
+def command(dry_run: bool, best_effort: bool, form: str, verbose: bool, **settings: Any) -> int:
+    """Delete orphaned rules.
+
+    Looks without any lock first, and is done where there are no orphans. Otherwise it takes the
+    subnet lock (and the xtables lock for x_tables), decides again, deletes, and releases the locks: a
+    few milliseconds for hundreds of rules. Safe to run at any time, beside running tests and beside
+    itself.
+
+    \b
+    Examples:
+      sudo netsweep sweep
+      sudo netsweep sweep --dry-run -v
+      sudo netsweep sweep --journal /root/swept   undo with: restore /root/swept
+      sudo netsweep sweep --lock-timeout 0        give up if a test holds the lock
+      sudo netsweep sweep --prefix hm --prefix vmt
+
+    \b
+    As the last step of a workflow, with if: always():
+      sudo netsweep sweep --best-effort --format github
+    """
+
+    def job() -> Report:
+        options = options_of(settings)
+        from netsweep.jobs.sweep import find_orphans, sweep
+
+        return find_orphans(options, command="sweep", dry_run=True) if dry_run else sweep(options)
+
+    return show("sweep", job, form, verbose=verbose, best_effort=best_effort)[0]

@@ -1,0 +1,141 @@
+"""What netsweep needs of a firewall: one protocol, three implementations.
+
+``xtables`` is what ``iptables-legacy`` writes, ``nftables`` what ``iptables-nft`` and ``nft`` write,
+``memory`` keeps its rules in memory. Which rules go is decided elsewhere; "delete them" is one call here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from netsweep.model import Chain, Rule, Table
+from netsweep.report import LockTimes
+
+
+@dataclass
+class Scan:
+    """What reading some chains found.
+
+    ``rules`` are those that may concern us, chain by chain and in chain order; ``scanned`` counts all that
+    were read. ``chains`` are the chains that exist. ``complete`` is False where rules may have been
+    missed because the chains changed while they were read; ``more`` is True where the rest was left for
+    another time.
+    """
+
+    rules: list[Rule] = field(default_factory=list)
+    scanned: Counter[Table] = field(default_factory=Counter)
+    chains: list[Chain] = field(default_factory=list)
+    complete: bool = True
+    more: bool = False
+
+
+class Standing(NamedTuple):
+    """A rule's place in a chain's order: its identity (see :class:`netsweep.model.Undo`) and its handle."""
+
+    identity: bytes
+    handle: int | None
+
+
+class Addition(NamedTuple):
+    """Rules to put into ``chain`` before the one at index ``place`` of the chain's order, or at its end.
+
+    ``rules`` are what :attr:`netsweep.model.Undo.raw` held.
+    """
+
+    chain: Chain
+    place: int
+    rules: list[bytes]
+
+
+class Transaction(Protocol):
+    """Atomic steps, one for each :meth:`commit`; more than one only where the backend has a ``batch`` size.
+
+    Nothing is changed before a commit, and nothing where it raises.
+
+    ``rules``: what stands there now of what was asked for; decide on these. ``orders``: every rule of
+    each chain that exists as it stands now, where they were asked for. ``incarnation``: the kernel's number
+    of the table, another one when the table is made anew and its handles begin again; ``None`` where
+    rules have no handles.
+    """
+
+    incarnation: int | None
+    rules: Sequence[Rule]
+    orders: Mapping[Chain, Sequence[Standing]]
+
+    def delete(self, rules: Sequence[Rule]) -> None:
+        """Prepare the deletion of ``rules``, all taken from :attr:`rules` and in its order."""
+        ...
+
+    def insert(self, additions: Sequence[Addition]) -> None:
+        """Prepare the insertion of rules; places are those of :attr:`orders`."""
+        ...
+
+    def check(self) -> None:
+        """Find out whether the kernel would take what was prepared, as far as it tells, and drop it.
+
+        Raises :class:`~netsweep.errors.NetsweepError` where it would not.
+        """
+        ...
+
+    def commit(self, confirm: Callable[[], None] = ...) -> None:
+        """Do all that was prepared.
+
+        ``confirm`` is called right before the kernel is asked to, each time that it is; what it raises ends
+        the commit. Raises :class:`~netsweep.errors.ContentionError` where anything that matters changed
+        since the transaction was opened, and :class:`~netsweep.errors.NetsweepError` for all else.
+        """
+        ...
+
+
+class Backend(Protocol):
+    """A firewall of this network namespace. Opening one changes nothing.
+
+    ``batch``: the most rules that the next transaction should delete or insert.
+    """
+
+    name: str
+
+    @property
+    def batch(self) -> int: ...
+
+    def tables(self) -> Sequence[Table]:
+        """Every table that exists here, of every family. Creates none, loads no module.
+
+        Raises :class:`~netsweep.errors.ContentionError` where the tables kept changing.
+        """
+        ...
+
+    def read(self, chains: Collection[Chain], limit: int | None = None) -> Scan:
+        """Read those of ``chains`` that exist, in tables that exist, without any lock.
+
+        ``limit``: how many rules of a chain to read at once where that is faster than to read all.
+        Raises :class:`~netsweep.errors.ContentionError` where they could not be read because they
+        were changing.
+        """
+        ...
+
+    def locked(self, times: LockTimes, timeout: float) -> AbstractContextManager[None]:
+        """Keep other writers away for as long as the firewall needs that, adding to ``times``.
+
+        Waits for ``timeout`` seconds. Raises :class:`~netsweep.errors.BusyError`.
+        """
+        ...
+
+    def transaction(
+        self, chains: Sequence[Chain], rules: Sequence[Rule] = (), *, orders: bool = False
+    ) -> AbstractContextManager[Transaction]:
+        """Open a transaction on ``chains``, all of one table, inside :meth:`locked`.
+
+        ``rules``: what was read of them before and is to be decided on again. ``orders``: fill
+        :attr:`Transaction.orders`. Raises :class:`~netsweep.errors.ContentionError`, and
+        :class:`~netsweep.errors.TableError` where this table cannot be changed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back sockets and memory."""
+        ...

@@ -1,0 +1,1 @@
+"""What netsweep asks of the host: interfaces, leases, locks, files, processes and capabilities."""

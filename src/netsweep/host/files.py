@@ -1,0 +1,127 @@
+"""Open files as root, in directories that everybody may write to, without following anybody's links."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+
+from netsweep.errors import BusyError, NetsweepError, NotPermittedError
+
+_KINDS = {
+    stat.S_IFLNK: "a link",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+_CHUNK = 1 << 16
+
+
+def open_regular(path: str, flags: int, *, what: str) -> int:
+    """Open the existing regular file at ``path`` and return its descriptor.
+
+    ``flags`` are those of :func:`os.open`, without any that create; ``what`` names the file in
+    messages ("lease file"). The last part of ``path`` is never followed if it is a link, and a file
+    that is not regular is not even opened: opening a FIFO wakes the process that waits on it, opening
+    a device may do anything. Raises :class:`FileNotFoundError`, :class:`BusyError` where another
+    process has a file lease on it, :class:`NotPermittedError` or :class:`NetsweepError`.
+    """
+    try:
+        # O_PATH finds out what stands there without opening it. The second open goes through the
+        # descriptor, so nobody can put something else in its place in between (open(2), O_PATH).
+        found = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise describe(error, f"cannot open {what} {path!a}") from error
+    try:
+        kind = stat.S_IFMT(os.fstat(found).st_mode)
+        if kind != stat.S_IFREG:
+            raise NetsweepError(
+                f"{what} {path!a} is {_KINDS.get(kind, 'no regular file')}: refused, it has to be a regular file"
+            )
+        # O_NONBLOCK: another process's file lease (fcntl(2), F_SETLEASE) would let the open hang.
+        return os.open(f"/proc/self/fd/{found}", flags | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        # Not the file, which is open: taking this for a missing lease file would mean no leases.
+        raise NetsweepError(f"cannot open {what} {path!a}: /proc is missing; mount it") from None
+    except BlockingIOError:
+        raise BusyError(f"{what} {path!a} is in use: another process has a file lease on it; retry") from None
+    except OSError as error:
+        raise describe(error, f"cannot open {what} {path!a}") from error
+    finally:
+        os.close(found)
+
+
+def create_regular(path: str, flags: int, mode: int, *, what: str) -> int:
+    """Create the file at ``path`` with exactly ``mode``, whatever the umask; return its descriptor.
+
+    Raises :class:`FileExistsError` where anything stands there already, a dangling link included,
+    else as :func:`open_regular`.
+    """
+    try:
+        created = os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    except FileExistsError:
+        raise
+    except (OSError, ValueError) as error:
+        raise describe(error, f"cannot create {what} {path!a}") from error
+    try:
+        os.fchmod(created, mode)
+    except OSError as error:
+        os.close(created)
+        raise describe(error, f"cannot set the mode of {what} {path!a}") from error
+    return created
+
+
+def open_or_create_regular(path: str, flags: int, mode: int, *, what: str) -> int:
+    """Open the regular file at ``path``, or create it where nothing stands there; return its descriptor.
+
+    ``mode`` is for a new file. Raises :class:`BusyError` where the file comes and goes all the time,
+    else as :func:`open_regular`, but for :class:`FileNotFoundError`.
+    """
+    for _ in range(100):
+        with contextlib.suppress(FileNotFoundError):
+            return open_regular(path, flags, what=what)
+        with contextlib.suppress(FileExistsError):
+            return create_regular(path, flags, mode, what=what)
+    raise BusyError(f"{what} {path!a} is created and removed all the time; retry")
+
+
+def read_regular(path: str, what: str, limit: int) -> bytes | None:
+    """The content of the regular file at ``path``; ``None`` where there is none.
+
+    Raises :class:`NetsweepError` where it is larger than ``limit`` bytes, else as :func:`open_regular`.
+    """
+    try:
+        descriptor = open_regular(path, os.O_RDONLY, what=what)
+    except FileNotFoundError:
+        return None
+    try:
+        # One more than its size, to see its end; files of /proc have size 0.
+        ahead = max(_CHUNK, min(os.fstat(descriptor).st_size, limit) + 1)
+        chunks: list[bytes] = []
+        size = 0
+        while chunk := os.read(descriptor, ahead):
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > limit:
+                raise NetsweepError(f"{what} {path!a} is refused: larger than {limit // 2**20} MiB")
+        return b"".join(chunks)
+    except BlockingIOError:
+        raise NetsweepError(f"cannot read {what} {path!a}: it has nothing to read now; give a file on a disk") from None
+    except OSError as error:
+        raise describe(error, f"cannot read {what} {path!a}") from error
+    finally:
+        os.close(descriptor)
+
+
+def describe(error: OSError | ValueError, failed: str) -> NetsweepError:
+    """Turn what the system said into the error of the matching exit status; ``failed`` begins its message."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM):
+        return NotPermittedError(f"{failed}: not permitted ({reason}); run as root, or choose another path")
+    return NetsweepError(f"{failed}: {reason}")

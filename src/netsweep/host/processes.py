@@ -1,0 +1,136 @@
+"""Other processes: which run, what they are called, and which lock which file. Read from /proc only."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from typing import NamedTuple
+
+from netsweep.errors import NetsweepError
+
+_INITIAL_PID_NAMESPACE = 0xEFFFFFFC
+"""PROC_PID_INIT_INO, linux/proc_ns.h."""
+
+_LOCKED_INODES = re.compile(
+    rb"^lock:\t\d+: (?:FLOCK|LEASE +(?:BREAKING|ACTIVE +WRITE)) .*?\w+:\w+:(\d+) ", re.MULTILINE
+)
+"""Locks of an open file in /proc/PID/fdinfo (lock_get_status in fs/locks.c)."""
+
+
+class Process(NamedTuple):
+    """A process: its PID, and its name (proc(5), comm), which may hold any bytes and may be unknown."""
+
+    pid: int
+    name: str | None
+
+    def __str__(self) -> str:
+        return f"process {self.pid}" + (f" ({ascii(self.name)[1:-1]})" if self.name else "")
+
+
+def is_running(pid: int) -> bool:
+    """Say whether a process with this ID exists here and has not ended. In doubt it runs."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    try:
+        return not _has_ended(_status(pid))
+    except (OSError, KeyError, ValueError):
+        return True
+
+
+def all_pids() -> set[int] | None:
+    """Every PID that a running process on this host has, in any PID namespace.
+
+    ``None`` where that cannot be known: this process is not in the initial PID namespace, or /proc
+    does not show all processes.
+    """
+    try:
+        if os.stat("/proc/self/ns/pid").st_ino != _INITIAL_PID_NAMESPACE:
+            return None
+        # Mounted with hidepid, /proc leaves out other users' processes: the first one is root's.
+        if not os.path.exists("/proc/1"):
+            return None
+        pids: set[int] = set()
+        for pid in listed_pids():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+                status = _status(pid)
+                if not _has_ended(status):
+                    pids.update(map(int, status[b"NSpid"].split()))
+    except (OSError, KeyError, ValueError):
+        return None
+    return pids
+
+
+def listed_pids() -> set[int]:
+    """The PIDs of the processes that /proc shows; raises :class:`NetsweepError` where it cannot be read."""
+    try:
+        return {int(name) for name in os.listdir("/proc") if name.isdecimal()}
+    except OSError as error:
+        raise NetsweepError(f"cannot read /proc: {error.strerror}; mount it") from error
+
+
+def _status(pid: int) -> dict[bytes, bytes]:
+    """The fields of /proc/PID/status (proc(5)); no value has a line break in it."""
+    lines = _read(f"/proc/{pid}/status").split(b"\n")
+    return {name: value for name, _, value in (line.partition(b":\t") for line in lines)}
+
+
+def _has_ended(status: dict[bytes, bytes]) -> bool:
+    """Say whether a process is there only for its parent to ask how it ended."""
+    # A first thread that ended before the others is a zombie too.
+    return status[b"State"][:1] in (b"Z", b"X") and int(status[b"Threads"]) <= 1
+
+
+def holders(file: str | int) -> list[Process]:
+    """The processes that hold a ``flock(2)`` on ``file``, a path or descriptor, by PID; takes no lock.
+
+    These are the processes that have the locked file open; the one that took the lock may have ended
+    and left it to a child. A file lease (fcntl(2), F_SETLEASE) that keeps readers out counts too.
+    Processes that this one may not look into are missing. Raises :class:`OSError`.
+    """
+    status = os.stat(file)
+    found = []
+    for pid in sorted(listed_pids()):
+        # A process may end, or be another user's.
+        with contextlib.suppress(OSError):
+            if any(_is_locked(pid, descriptor, status) for descriptor in os.listdir(f"/proc/{pid}/fdinfo")):
+                found.append(Process(pid, _name(pid)))
+    return found
+
+
+def _is_locked(pid: int, descriptor: str, status: os.stat_result) -> bool:
+    """Say whether a process's descriptor is of the file with ``status``, and locks it."""
+    with contextlib.suppress(FileNotFoundError):  # it was closed
+        info = _read(f"/proc/{pid}/fdinfo/{descriptor}")
+        if any(int(inode) == status.st_ino for inode in _LOCKED_INODES.findall(info)):
+            # The device in that line may differ from what stat says (btrfs, overlayfs).
+            return os.path.samestat(os.stat(f"/proc/{pid}/fd/{descriptor}"), status)
+    return False
+
+
+def waiting(file: str | int) -> int:
+    """How many wait for a ``flock(2)`` on ``file``, a path or descriptor (proc(5), /proc/locks); takes no lock.
+
+    Those of another PID namespace are missing, and all where the filesystem shows other device numbers
+    than the kernel has. Raises :class:`OSError`.
+    """
+    status = os.stat(file)
+    shown = b"%02x:%02x:%d" % (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
+    lines = [line.split() for line in _read("/proc/locks").split(b"\n")]
+    return sum(words[1:3] == [b"->", b"FLOCK"] and shown in words for words in lines)
+
+
+def _name(pid: int) -> str | None:
+    try:
+        return _read(f"/proc/{pid}/comm").rstrip(b"\n").decode("utf-8", "surrogateescape")
+    except OSError:
+        return None
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return file.read()

@@ -1,0 +1,1 @@
+"""What netsweep does: one file for each job, built from the same parts."""

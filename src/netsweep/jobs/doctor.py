@@ -1,0 +1,186 @@
+"""What this host has, and what a sweep would end with here. Changes nothing, takes no lock."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from typing import Any, TypeVar
+
+from netsweep.errors import BusyError, NetsweepError
+from netsweep.host import capabilities, leases, processes
+from netsweep.host.files import describe, open_regular
+from netsweep.host.locks import xtables_lock_path
+from netsweep.host.programs import find_program
+from netsweep.jobs.look import BackendSurvey, survey
+from netsweep.jobs.sweep import find_orphans
+from netsweep.model import Family
+from netsweep.profiles.options import Options
+from netsweep.version import __version__
+
+T = TypeVar("T")
+
+_CAPABILITIES = {
+    "CAP_NET_ADMIN": capabilities.CAP_NET_ADMIN,
+    "CAP_NET_RAW": capabilities.CAP_NET_RAW,
+    "CAP_DAC_READ_SEARCH": capabilities.CAP_DAC_READ_SEARCH,
+}
+
+_LIBRARIES = ("click", "filelock", "pyroute2", "python-iptables")
+_IPTABLES_VERSION = re.compile(r"v(\S+)(?: \((\w+)\))?")
+_BACKEND_OF = {"nf_tables": "nft", "legacy": "legacy"}
+
+
+@dataclass
+class Diagnosis:
+    """What was found; the fields are those of the JSON.
+
+    ``status`` is the exit status that a sweep would end with now, and ``errors`` says why where it is
+    not 0. ``warnings`` hold what would stop a sweep that had more to do than there is now. ``orphans``
+    is ``None`` where they could not be looked for; ``waits_for`` names the locks that a sweep would
+    wait for now.
+    """
+
+    settings: dict[str, Any]
+    backends: list[dict[str, Any]] = field(default_factory=list)
+    iptables: dict[str, Any] = field(default_factory=dict)
+    capabilities: dict[str, bool | None] = field(default_factory=dict)
+    locks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    leases: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str | None] = field(default_factory=dict)
+    orphans: int | None = None
+    waits_for: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    status: int = 0
+
+    def attempt(self, examine: Callable[[], T], *, needed: bool) -> T | None:
+        """Call ``examine``; its failure is what a sweep would end with where the sweep needs it now."""
+        try:
+            return examine()
+        except NetsweepError as error:
+            if needed:
+                self.status = self.status or error.exit_status
+            notes = self.errors if needed else self.warnings
+            if str(error) not in self.errors + notes:
+                notes.append(str(error))
+            return None
+
+
+def diagnose(options: Options) -> Diagnosis:
+    """Look at everything that a sweep with ``options`` depends on, and at what it would do."""
+    found = Diagnosis({name: value for name, value in vars(options).items() if name not in ("comments", "journal")})
+    # What a sweep does first: its failure is a sweep's, and its orphans say which locks a sweep needs.
+    report = found.attempt(lambda: find_orphans(options, command="doctor"), needed=True)
+    found.orphans = None if report is None else len(report.orphans)
+    found.warnings += report.warnings if report else []
+    effective = found.attempt(capabilities.effective_capabilities, needed=True)
+    found.capabilities = {
+        name: None if effective is None else bool(effective >> bit & 1) for name, bit in _CAPABILITIES.items()
+    }
+    found.backends = [_backend(found, each) for each in survey(options)]
+    found.leases = _lease_file(found, options.lease_file)
+    needing = {finding.rule.chain.table.backend for finding in report.orphans} if report else set()
+    found.locks = {
+        name: _lock(found, name, path, timeout=timeout, option=option, needed=needed)
+        for name, path, timeout, option, needed in (
+            ("subnet", options.lock_file, options.lock_timeout, "--lock-timeout", bool(needing)),
+            ("xtables", xtables_lock_path(), options.wait, "--wait", "legacy" in needing),
+        )
+    }
+    found.iptables = _iptables([each["name"] for each in found.backends if each["tables"]])
+    found.versions = _versions()
+    return found
+
+
+def _backend(found: Diagnosis, each: BackendSurvey) -> dict[str, Any]:
+    shown: dict[str, Any] = {"name": each.name, "family": Family.IPV4.value}
+    if each.error or each.tables is None:
+        if each.error and str(each.error) not in found.errors:
+            found.warnings.append(str(each.error))
+        return {**shown, "tables": None, "other_tables": None, "scanned": None, "owned": None}
+    return {
+        **shown,
+        "tables": sorted(table.name for table in each.tables if table.family is Family.IPV4),
+        "other_tables": sorted(f"{t.family} {t.name}" for t in each.tables if t.family is not Family.IPV4),
+        "scanned": each.scanned,
+        "owned": each.owned,
+    }
+
+
+def _lease_file(found: Diagnosis, path: str) -> dict[str, Any]:
+    # Where there is nothing to decide on, a sweep does not depend on it.
+    read = found.attempt(lambda: leases.read(path), needed=False)
+    if read is None:
+        return {"path": path, "exists": os.path.lexists(path), "leases": None, "running": None}
+    pids = {pid for each in read.by_name.values() for pid in each}
+    return asdict(leases.summary(read, leases.dead(pids)))
+
+
+def _lock(found: Diagnosis, name: str, path: str, *, timeout: float, option: str, needed: bool) -> dict[str, Any]:
+    """State of a lock, without taking it: another process might ask for it just then."""
+    lock: dict[str, Any] = {
+        "path": path,
+        "exists": os.path.lexists(path),
+        "held_by": None,
+        "holder": None,
+        "waiting": 0,
+    }
+
+    def examine() -> None:
+        try:
+            descriptor = open_regular(path, os.O_RDONLY, what=f"{name} lock")
+        except FileNotFoundError:
+            directory = os.path.dirname(os.path.abspath(path))
+            if not os.access(directory, os.W_OK | os.X_OK):
+                raise NetsweepError(
+                    f"{name} lock {path!a} cannot be created: directory {directory!a} is missing or not writable"
+                ) from None
+            return
+        try:
+            holders = processes.holders(descriptor)
+            lock["waiting"] = processes.waiting(descriptor)
+        except OSError as error:
+            raise describe(error, f"could not find out which process holds {name} lock {path!a}") from error
+        finally:
+            os.close(descriptor)
+        if holders:
+            lock["held_by"], lock["holder"] = holders[0]
+            if timeout == 0:
+                raise BusyError(f"{name} lock {path!a} is held by {holders[0]}, and {option} 0 means not to wait")
+            if needed:
+                found.waits_for.append(name)
+
+    found.attempt(examine, needed=needed)
+    return lock
+
+
+def _iptables(swept: list[str]) -> dict[str, Any]:
+    path = find_program("iptables")
+    iptables: dict[str, Any] = {"path": path, "version": None, "flavour": None, "swept": None}
+    if path is None:
+        return iptables
+    try:
+        said = subprocess.run([path, "-V"], capture_output=True, text=True, timeout=10, check=False).stdout  # noqa: S603
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return iptables
+    if version := _IPTABLES_VERSION.search(said):
+        # Before 1.8 there was one flavour only, and its output does not name it.
+        flavour = version.group(2) or "legacy"
+        iptables.update(version=version.group(1), flavour=flavour, swept=_BACKEND_OF.get(flavour) in swept)
+    return iptables
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {"netsweep": __version__, "python": platform.python_version()}
+    versions["kernel"] = platform.release()
+    for name in _LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions

@@ -1,0 +1,282 @@
+"""What a sweep deletes, written down before it goes.
+
+A journal is a file of JSON lines, each with a digest of its own: a header, then an entry for each
+transaction, written before the transaction is sent, and a line that says that it was done. An entry
+holds its rules as the kernel had them, and for each the rules that stood right before and behind it once
+they were gone: that is the place to put it back to.
+
+Nothing waits for the disk: what a journal is to survive is the end of the process, not of the kernel,
+whose rules would be gone too.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import os
+import socket
+import struct
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+from netsweep.errors import ContentionError, NetsweepError, NotPermittedError
+from netsweep.firewall import Standing, Transaction
+from netsweep.firewall.ipset import set_name
+from netsweep.host.files import create_regular, describe, open_regular
+from netsweep.model import BACKENDS, Chain, Family, Rule, Table, Undo
+from netsweep.version import __version__
+
+FORMAT = 2
+"""Version of the journal's lines."""
+
+NEIGHBOURS = 8
+"""How many rules on each side tell a place. On a busy host the nearest ones are often gone a moment later."""
+
+_WHAT = "journal"
+
+_SO_NETNS_COOKIE = 71
+"""asm-generic/socket.h: a number of the network namespace that is never given out twice (Linux 5.14)."""
+
+
+class Anchor(NamedTuple):
+    """A rule beside a place: its identity and handle, and which of how many of its kind it is, from 0."""
+
+    identity: bytes
+    handle: int | None
+    number: int
+    copies: int
+
+
+class Place(NamedTuple):
+    """Where a rule was; the fields are those of :class:`Saved`."""
+
+    after: tuple[Anchor, ...]
+    before: tuple[Anchor, ...]
+    left: int
+
+
+class Saved(NamedTuple):
+    """A deleted rule.
+
+    ``after`` and ``before`` are the rules that stood around its place when it was gone, the nearest first:
+    as many as :data:`NEIGHBOURS`, or all up to the chain's own end. ``left`` is how many of its kind still
+    stood in the chain then. ``incarnation`` is that of the table whose handles these are.
+    """
+
+    incarnation: int | None
+    chain: Chain
+    undo: Undo
+    handle: int | None
+    after: tuple[Anchor, ...]
+    before: tuple[Anchor, ...]
+    left: int
+    sets: Mapping[str, int]
+
+
+class Journal:
+    """Writes down what is about to go; see :mod:`netsweep.jobs.journal`. A context manager.
+
+    Raises :class:`NetsweepError` where the file exists: what it holds is somebody's only way back.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        try:
+            self._file = create_regular(path, os.O_WRONLY | os.O_APPEND, 0o600, what=_WHAT)
+        except FileExistsError:
+            raise NetsweepError(f"{_WHAT} {path!a} exists already: nothing was deleted; give a new name") from None
+        self._entries = 0
+        self._sets: dict[int, str] = {}
+        header = {"netsweep_journal": FORMAT, "version": __version__, "written_at_unix": int(time.time())}
+        self._write({**header, "namespace": namespace()})
+
+    def check(self, rules: Iterable[Rule]) -> None:
+        """Raise :class:`NetsweepError` where one of ``rules`` could not be put back."""
+        for rule in rules:
+            undo = _undo(rule)
+            lost = undo.lost
+            for number in undo.sets:
+                if number not in self._sets and (name := set_name(number)):
+                    self._sets[number] = name
+                if number not in self._sets:
+                    lost = f"uses ipset's set number {number}, whose name cannot be found out"
+            if lost:
+                raise NetsweepError(
+                    f"{rule} {lost}: it could not be put back, so it was not deleted; "
+                    "sweep without --journal to delete it"
+                )
+
+    def record(self, rules: Sequence[Rule], transaction: Transaction) -> None:
+        """Write an entry for ``rules``, which are about to go in ``transaction``.
+
+        It was opened with the orders of their chains. Raises :class:`NetsweepError` where one
+        could not be put back, or the file cannot be written.
+        """
+        self.check(rules)
+        going: dict[Chain, list[Rule]] = defaultdict(list)
+        for rule in rules:
+            going[rule.chain].append(rule)
+        saved = [
+            self._saved_out(rule, place)
+            for chain, of_chain in going.items()
+            for rule, place in zip(of_chain, places(transaction.orders[chain], of_chain), strict=True)
+        ]
+        self._entries += 1
+        backend, family, name = rules[0].chain.table
+        where = {"backend": backend, "family": family, "table": name, "incarnation": transaction.incarnation}
+        self._write({"entry": self._entries, **where, "rules": saved})
+
+    def confirm(self) -> None:
+        """Note that the last entry's rules have gone."""
+        self._write({"done": self._entries})
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):
+            # A file without entries tells nothing.
+            if not self._entries and os.path.samestat(os.fstat(self._file), os.lstat(self._path)):
+                os.unlink(self._path)
+        os.close(self._file)
+
+    def _saved_out(self, rule: Rule, place: Place) -> dict[str, Any]:
+        undo = _undo(rule)
+        return {
+            "chain": rule.chain.name,
+            "position": rule.position,
+            "comment": rule.spec.comment,
+            "identity": undo.identity.hex(),
+            "handle": rule.handle,
+            "after": [[anchor.identity.hex(), *anchor[1:]] for anchor in place.after],
+            "before": [[anchor.identity.hex(), *anchor[1:]] for anchor in place.before],
+            "left": place.left,
+            "jump": undo.jump,
+            "sets": {self._sets[number]: number for number in undo.sets},
+            "raw": base64.b64encode(undo.raw).decode("ascii"),
+        }
+
+    def _write(self, line: dict[str, Any]) -> None:
+        data = json.dumps({**line, "digest": _digest(line)}).encode("ascii") + b"\n"
+        try:
+            while data:
+                data = data[os.write(self._file, data) :]
+        except OSError as error:
+            raise describe(error, f"cannot write {_WHAT} {self._path!a}") from error
+
+
+def places(order: Sequence[Standing], going: Sequence[Rule]) -> list[Place]:
+    """The place that each of ``going`` leaves.
+
+    ``order``: every rule of the chain. Rules without handles are found by their positions. Raises
+    :class:`ContentionError` where ``order`` is of another moment and has others.
+    """
+    by_handle = going[0].handle is not None
+    keys = [rule.handle if by_handle else rule.position for rule in going]
+    at = {each.handle if by_handle else position: position - 1 for position, each in enumerate(order, 1)}
+    if any(
+        key not in at or order[at[key]].identity != _undo(rule).identity for key, rule in zip(keys, going, strict=True)
+    ):
+        raise ContentionError("rules changed while their places were read")
+    gone = {at[key] for key in keys}
+    staying = [each for index, each in enumerate(order) if index not in gone]
+    copies, counted = Counter(each.identity for each in staying), Counter[bytes]()
+    anchors = []
+    for identity, handle in staying:
+        anchors.append(Anchor(identity, handle, counted[identity], copies[identity]))
+        counted[identity] += 1
+    ahead = list(itertools.accumulate((index not in gone for index in range(len(order))), initial=0))
+    found = []
+    for key in keys:
+        here = ahead[at[key]]
+        after = tuple(reversed(anchors[max(0, here - NEIGHBOURS) : here]))
+        before = tuple(anchors[here : here + NEIGHBOURS])
+        found.append(Place(after, before, copies[order[at[key]].identity]))
+    return found
+
+
+def namespace() -> list[str | int]:
+    """What tells this network namespace from all others: the boot, and the namespace's number."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as boot:
+        boot_id = boot.read().strip()
+    with socket.socket(socket.AF_UNIX) as sock:
+        try:
+            cookie = struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))[0]
+        except OSError:
+            cookie = os.stat("/proc/thread-self/ns/net").st_ino
+    return [boot_id, cookie]
+
+
+def read(path: str) -> tuple[list[list[Saved]], list[str | int]]:
+    """The entries of the journal at ``path``, oldest first, and the network namespace that it is of.
+
+    An entry that was not done is left out where another follows, as then its transaction came to
+    nothing; of the last one nobody knows. Its rules go into the kernel as they are, so only a file
+    counts that nobody but this user (or root) can have written. Raises :class:`NetsweepError`; a last
+    line that is cut off, as a sweep that was killed may leave, was never acted on and is left out.
+    """
+    try:
+        descriptor = open_regular(path, os.O_RDONLY, what=_WHAT)
+    except FileNotFoundError:
+        raise NetsweepError(f"there is no {_WHAT} {path!a}") from None
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
+            raise NotPermittedError(
+                f"{_WHAT} {path!a} can be written by other users, so its rules cannot be trusted: not restored"
+            )
+        try:
+            lines = (file.read() or b"").split(b"\n")
+        except OSError as error:
+            raise describe(error, f"cannot read {_WHAT} {path!a}") from error
+    try:
+        header, *rest = map(_line, lines[:-1])
+        if header["netsweep_journal"] != FORMAT:
+            raise ValueError("unknown format")
+        return list(_entries(rest)), header["namespace"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
+        raise NetsweepError(f"{path!a} is not a {_WHAT} of netsweep, or it is damaged") from error
+
+
+def _entries(lines: Sequence[Mapping[str, Any]]) -> Iterator[list[Saved]]:
+    done = {line["done"] for line in lines if "done" in line}
+    entries = [line for line in lines if "entry" in line]
+    for line in entries:
+        if line["entry"] in done or line is entries[-1]:
+            if line["backend"] not in BACKENDS:
+                raise ValueError("unknown backend")
+            table = Table(line["backend"], Family(line["family"]), line["table"])
+            yield [_saved_in(line["incarnation"], table, rule) for rule in line["rules"]]
+
+
+def _saved_in(incarnation: int | None, table: Table, rule: Mapping[str, Any]) -> Saved:
+    raw, identity = base64.b64decode(rule["raw"], validate=True), bytes.fromhex(rule["identity"])
+    undo = Undo(raw, identity, rule["jump"], tuple(rule["sets"].values()))
+    after, before = (
+        tuple(Anchor(bytes.fromhex(identity), *rest) for identity, *rest in rule[side]) for side in ("after", "before")
+    )
+    return Saved(
+        incarnation, Chain(table, rule["chain"]), undo, rule["handle"], after, before, int(rule["left"]), rule["sets"]
+    )
+
+
+def _line(text: bytes) -> dict[str, Any]:
+    line: dict[str, Any] = json.loads(text)
+    if line.pop("digest") != _digest(line):
+        raise ValueError("wrong digest")
+    return line
+
+
+def _digest(line: Mapping[str, Any]) -> str:
+    return blake2b(json.dumps(line).encode("ascii"), digest_size=16).hexdigest()
+
+
+def _undo(rule: Rule) -> Undo:
+    if rule.undo is None:
+        raise NetsweepError("the rules were not read with what a restore needs")
+    return rule.undo

@@ -1,0 +1,265 @@
+"""The first half of every job: which chains are there, what they hold, and who is alive. Takes no lock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from netsweep.errors import BusyError, ContentionError, NetsweepError, UsageError
+from netsweep.firewall import Backend, Scan
+from netsweep.firewall.opening import open_backend
+from netsweep.host import leases
+from netsweep.host.capabilities import require_net_admin
+from netsweep.host.leases import Leases
+from netsweep.jobs.patience import Patience
+from netsweep.model import Chain, Family, Life, Rule, Table
+from netsweep.output.failures import explain
+from netsweep.policy.names import Names
+from netsweep.policy.verdicts import Policy
+from netsweep.profiles.options import Options
+from netsweep.report import Report
+
+if TYPE_CHECKING:
+    from netsweep.host.interfaces import Interfaces
+
+FAMILIES = (Family.IPV4,)
+"""The families whose rules are decided on."""
+
+BUILT_IN = {
+    "filter": ("INPUT", "FORWARD", "OUTPUT"),
+    "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
+    "mangle": ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"),
+    "raw": ("PREROUTING", "OUTPUT"),
+    "security": ("INPUT", "FORWARD", "OUTPUT"),
+}
+"""The chains that iptables makes when they are first used (iptables(8), TABLES)."""
+
+PARSE_MAX = 64 * 1024
+"""Bytes of leases that are parsed under the subnet lock; they take 7 ms. Larger files are only compared there."""
+
+
+class Look(NamedTuple):
+    """The rules that may concern us, and who was alive after they were read.
+
+    ``more``: a chain has rules beyond the limit.
+    """
+
+    rules: list[Rule]
+    life: Life
+    more: bool
+
+
+class Living(NamedTuple):
+    """Who was alive, with the leases that say so, and the processes of leases that were dead."""
+
+    life: Life
+    leases: Leases
+    dead: Collection[int]
+
+
+class Judge:
+    """Decides on rules: by policy, and by who is alive here. A context manager that holds at most one socket."""
+
+    def __init__(self, options: Options) -> None:
+        self.policy = Policy(Names(options.prefixes, options.protected, options.comments))
+        self._lease_file = options.lease_file
+        self._leases: Leases | None = None
+        self._dead: Collection[int] = ()
+        self._interfaces: Interfaces | None = None
+        self._resources = ExitStack()
+
+    @property
+    def prefilter(self) -> Sequence[bytes]:
+        """Byte strings one of which is in every rule that gets a verdict."""
+        return self.policy.names.prefilter
+
+    def __enter__(self) -> Judge:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._resources.close()
+
+    def living(self, rules: Sequence[Rule]) -> Living:
+        """Who is alive of those that verdicts on ``rules`` depend on; takes no lock.
+
+        Ask after the rules were read: a bridge is made before its rules, so a name that is missing from
+        the later answer is truly gone. Raises :class:`~netsweep.errors.NetsweepError` where leases or
+        interfaces cannot be read.
+        """
+        names, indexes = self.policy.asked(rules)
+        found = leases.read(self._lease_file, self._leases)
+        if found is not self._leases:
+            self._leases = found
+            self._dead = leases.dead({pid for pids in found.by_name.values() for pid in pids})
+        gone, devices = self._find(names, indexes)
+        return Living(Life(gone, devices, leases.living(found, names, self._dead)), found, self._dead)
+
+    def leased_since(self, living: Living) -> Life:
+        """``living`` with the leases of now, under the subnet lock.
+
+        Raises :class:`ContentionError` where a lease file that takes long to read has changed.
+        """
+        gone, known = living.life.gone, living.leases
+        found = leases.read(self._lease_file, known, PARSE_MAX)
+        # A process that was dead is not the one of a lease that is new, which may be of another PID namespace.
+        new = {p for name in gone for p in found.by_name.get(name, ()) if p not in known.by_name.get(name, ())}
+        dead = set(living.dead) - new if found is not known else living.dead
+        return living.life._replace(leases=leases.living(found, gone, dead))
+
+    def confirm(self, orphans: Sequence[Rule], life: Life) -> None:
+        """Ask again which interfaces exist; raises :class:`ContentionError` where one keeps an orphan now."""
+        gone, _ = self._find(life.gone, ())
+        came = life.gone - gone
+        if came and len(self.policy.orphans(orphans, life._replace(gone=life.gone - came))) < len(orphans):
+            raise ContentionError(f"{min(came)} was made meanwhile")
+
+    def _find(
+        self, names: Collection[str], indexes: Collection[int]
+    ) -> tuple[frozenset[str], Mapping[int, tuple[str, ...]]]:
+        if not names and not indexes:
+            return frozenset(), {}
+        if self._interfaces is None:
+            from netsweep.host.interfaces import Interfaces
+
+            self._interfaces = self._resources.enter_context(Interfaces())
+        return self._interfaces.find(names, indexes)
+
+
+@contextmanager
+def opened(options: Options, prefilter: Sequence[bytes], *, writes: bool = False) -> Iterator[dict[str, Backend]]:
+    """The backends that ``options`` name, by name; closed in the end.
+
+    ``prefilter`` and ``writes`` as in :func:`netsweep.firewall.opening.open_backend`.
+    """
+    require_net_admin()
+    undo = options.journal is not None
+    with ExitStack() as stack:
+        backends = {name: open_backend(name, prefilter, undo=undo, writes=writes) for name in options.backends}
+        for backend in backends.values():
+            stack.callback(backend.close)
+        yield backends
+
+
+@contextmanager
+def reporting(report: Report) -> Iterator[None]:
+    """Finish the report whatever happens, and attach it to the error that ends the run."""
+    began = time.monotonic()
+    try:
+        yield
+    except Exception as error:
+        failure = explain(error)
+        if isinstance(failure, BusyError):
+            # The status of a timeout promises that nothing was changed.
+            if report.changed:
+                failure = NetsweepError(f"{failure}; {report.deleted + report.restored} rules were changed before")
+            else:
+                failure = BusyError(f"{failure}; nothing was changed")
+        report.errors.append(str(failure))
+        failure.report = report
+        raise failure from error
+    finally:
+        report.duration_ms = (time.monotonic() - began) * 1000
+
+
+def look_around(
+    options: Options,
+    backends: Mapping[str, Backend],
+    judge: Judge,
+    patience: Patience,
+    report: Report,
+    limit: int | None = None,
+) -> Look:
+    """Read the chains that ``options`` name in every backend, and then ask who is alive.
+
+    ``limit`` as in :meth:`netsweep.firewall.Backend.read`. What was looked at, and what was not, is noted
+    in the report. Raises :class:`UsageError` where none of the chains exists, and
+    :class:`~netsweep.errors.NetsweepError`.
+    """
+    rules: list[Rule] = []
+    found: set[str] = set()
+    more = False
+    report.chains, report.overlooked = list(options.chains), []
+    for each in report.backends:
+        each.scanned = each.deleted  # what was deleted was read before
+    for backend in backends.values():
+        tables, scan = _read(backend, options, patience, report, limit)
+        rules += scan.rules
+        more = more or scan.more
+        found.update(f"{chain.table.name}/{chain.name}" for chain in scan.chains)
+        for table in tables:
+            if any(chain.table == table for chain in scan.chains):
+                report.of(backend.name, table.family).scanned += scan.scanned[table]
+            else:
+                report.overlooked.append(str(table))
+    _check_chains(options.chains, found, report)
+    living = judge.living(rules)
+    report.leases = leases.summary(living.leases, living.dead)
+    return Look(rules, living.life, more)
+
+
+def _read(
+    backend: Backend, options: Options, patience: Patience, report: Report, limit: int | None = None
+) -> tuple[Sequence[Table], Scan]:
+    def read() -> tuple[Sequence[Table], Scan]:
+        tables = backend.tables()
+        scan = backend.read([chain for table in tables for chain in _wanted(options, table)], limit)
+        if not scan.complete and not patience.exhausted:
+            raise ContentionError("the rules changed while they were read")
+        return tables, scan
+
+    try:
+        tables, scan = patience.retry(read)
+    except BusyError:
+        # Read once more and accept an incomplete answer, with a warning.
+        tables, scan = patience.retry(read)
+    if not scan.complete:
+        report.warn("the rules changed whenever they were read; some may have been missed")
+    return tables, scan
+
+
+def _wanted(options: Options, table: Table) -> list[Chain]:
+    if table.family not in FAMILIES:
+        return []
+    wanted = (text.partition("/") for text in options.chains)
+    return [Chain(table, chain) for name, _, chain in wanted if name == table.name]
+
+
+def _check_chains(asked: Sequence[str], found: Collection[str], report: Report) -> None:
+    missing = [text for text in asked if text not in found and not _is_built_in(text)]
+    if missing and len(missing) == len(asked):
+        raise UsageError(f"there is no chain {' or '.join(missing)}: 'iptables -S' lists those that exist")
+    for text in missing:
+        report.warn(f"there is no chain {text}")
+
+
+def _is_built_in(text: str) -> bool:
+    # A chain of iptables' own comes into being when it is first used.
+    table, _, chain = text.partition("/")
+    return chain in BUILT_IN.get(table, ())
+
+
+class BackendSurvey(NamedTuple):
+    """What one backend holds, or why that cannot be told. ``owned``: rules that name interfaces of ours."""
+
+    name: str
+    tables: Sequence[Table] | None
+    scanned: int
+    owned: int
+    error: NetsweepError | None
+
+
+def survey(options: Options) -> list[BackendSurvey]:
+    """Count the rules of every wanted table of every backend here; change nothing and take no lock."""
+    policy = Judge(options).policy
+    found = []
+    for name in options.backends:
+        try:
+            with closing(open_backend(name, policy.names.prefilter)) as backend:
+                report = Report("doctor")
+                tables, scan = _read(backend, options, Patience(options.wait, report), report)
+            found.append(BackendSurvey(name, tables, scan.scanned.total(), policy.owned(scan.rules), None))
+        except NetsweepError as error:
+            found.append(BackendSurvey(name, None, 0, 0, error))
+    return found

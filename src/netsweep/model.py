@@ -1,0 +1,175 @@
+"""What a table, a chain, a rule and a verdict are, the same for every backend. Data only."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple
+
+BACKENDS = ("legacy", "nft")
+"""The backends of the kernel, in the order in which they are swept: x_tables and nf_tables."""
+
+INTERFACE_NAME_MAX = 15
+"""IFNAMSIZ (linux/if.h) without the closing NUL."""
+
+COMMENT_MAX = 255
+"""Bytes of the longest comment (XT_MAX_COMMENT_LEN, linux/netfilter/xt_comment.h, less the NUL)."""
+
+
+class Family(str, enum.Enum):
+    """The packets that a table sees.
+
+    ``INET`` is nf_tables' family for both IPv4 and IPv6. ``ARP``, ``BRIDGE`` and ``NETDEV`` hold no rules
+    that netsweep decides on; tables of theirs are named where a report says what was not looked at.
+    """
+
+    IPV4 = "ipv4"
+    IPV6 = "ipv6"
+    INET = "inet"
+    ARP = "arp"
+    BRIDGE = "bridge"
+    NETDEV = "netdev"
+
+    # That of an enumeration is a function in Python, and chains are keys of dictionaries.
+    __hash__ = str.__hash__
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class Table(NamedTuple):
+    """A table's identity: two tables of one name in two families are two tables."""
+
+    backend: str
+    family: Family
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.backend} {self.family} {self.name}"
+
+
+class Chain(NamedTuple):
+    """A chain's identity."""
+
+    table: Table
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.table}/{self.name}"
+
+
+class Interface(NamedTuple):
+    """One interface match of a rule (``-i``, ``-o``, or a port of a bridge).
+
+    ``name`` is without the ``+`` of a wildcard. ``after_effect``: a statement with an effect stands
+    before this match, so packets of other interfaces reach that statement.
+    """
+
+    name: str
+    wildcard: bool = False
+    negated: bool = False
+    after_effect: bool = False
+
+    def __str__(self) -> str:
+        return f"{'!' if self.negated else ''}{self.name}{'+' if self.wildcard else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What a rule says, wherever it stands (iptables(8): the rule specification).
+
+    ``comments`` hold bytes that are not UTF-8 as surrogate escapes (PEP 383). ``physdev`` are the
+    interfaces of ``physdev`` matches. ``devices`` and ``device_indexes`` are the interfaces that its
+    target or statements send packets to, by name and by number. ``unreadable`` says why the rule may
+    speak of interfaces in a way that its text does not tell, where that is so.
+    """
+
+    in_interface: Interface | None = None
+    out_interface: Interface | None = None
+    source: str | None = None
+    destination: str | None = None
+    target: str | None = None
+    comments: tuple[str, ...] = ()
+    physdev: tuple[Interface, ...] = ()
+    devices: tuple[str, ...] = ()
+    device_indexes: tuple[int, ...] = ()
+    unreadable: str | None = None
+
+    # What follows from a spec is cached by it, and rules with equal bytes share one object: hashing by identity is
+    # cheaper. Equal specs may hash differently.
+    __hash__ = object.__hash__
+
+    @property
+    def comment(self) -> str | None:
+        """All comments as one text; ``None`` where there is none."""
+        return " ".join(self.comments) if self.comments else None
+
+
+class Undo(NamedTuple):
+    """What it takes to put a rule back.
+
+    ``raw`` is for the backend that made it; ``identity`` is the same for rules that differ in nothing
+    but counters and place; ``jump`` is the chain that it jumps to; ``sets`` are the numbers of the
+    ipset sets that it names; ``lost`` says what of it could not be put back, where that is so.
+    """
+
+    raw: bytes
+    identity: bytes
+    jump: str | None = None
+    sets: tuple[int, ...] = ()
+    lost: str | None = None
+
+
+class Rule(NamedTuple):
+    """A rule as it stood in its chain when it was read.
+
+    ``position`` counts from 1 as ``iptables -L --line-numbers`` does; ``handle`` is nf_tables' number of
+    the rule, ``None`` in x_tables. ``undo`` is there where the backend was asked for it.
+    """
+
+    chain: Chain
+    position: int
+    handle: int | None
+    spec: Spec
+    undo: Undo | None = None
+
+    def __str__(self) -> str:
+        return f"rule {self.position} of {self.chain}"
+
+
+class Verdict(str, enum.Enum):
+    """What was decided about a rule. Only ``ORPHAN`` is ever deleted."""
+
+    ORPHAN = "orphan"
+    LIVE = "live"
+    LEASED = "leased"
+    PROTECTED = "protected"
+    WILDCARD = "wildcard"
+    UNDECIDABLE = "undecidable"
+    NEGATED = "negated"
+    FOREIGN = "foreign"
+
+
+class Finding(NamedTuple):
+    """A rule, what was decided about it, and why. ``bridge`` is the interface name that decided it."""
+
+    rule: Rule
+    verdict: Verdict
+    bridge: str | None
+    reason: str
+
+
+class Life(NamedTuple):
+    """What is known of who is alive.
+
+    ``gone`` are the names that no interface has, neither as its name nor as an alternative name; a name
+    that is not in it may be alive. ``devices`` holds the names of interfaces by number; the number of
+    an interface that does not exist has none. ``leases`` are the names that are leased, each with the
+    reason why the lease counts.
+    """
+
+    gone: frozenset[str] = frozenset()
+    devices: Mapping[int, tuple[str, ...]] = MappingProxyType({})
+    leases: Mapping[str, str] = MappingProxyType({})

@@ -1,0 +1,133 @@
+"""A report for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from netsweep.model import Family, Finding
+from netsweep.output.escape import escape
+from netsweep.report import Report
+
+ROWS_MAX = 15
+"""How many groups a report lists before it sums up the rest."""
+
+TABLES_MAX = 6
+"""How many tables that were not looked at a summary names before it counts the rest."""
+
+
+def text_lines(report: Report, *, verbose: bool = False) -> Iterator[str]:
+    """The report in lines: groups, then every rule where ``verbose``, then what was done."""
+    if report.orphans:
+        yield from _grouped(report.orphans, None if verbose else ROWS_MAX)
+        yield ""
+    if verbose and report.orphans:
+        yield from map(_rule_line, report.orphans)
+        yield ""
+    if report.kept:
+        yield "Kept, and why:"
+        yield from map(_rule_line, report.kept)
+        yield ""
+    if verbose and (leases := report.leases) and leases.exists:
+        yield f"Lease file {escape(leases.path)}: {count(leases.leases, 'lease')}, {leases.running} in force."
+    yield summary(report, verbose=verbose)
+
+
+def _grouped(findings: Iterable[Finding], limit: int | None) -> Iterator[str]:
+    groups = Counter((f.bridge or "", *_place(f)) for f in findings)
+    ordered = sorted(groups)
+    rows = [("BRIDGE", "BACKEND", "TABLE/CHAIN", "RULES")]
+    rows += [
+        (escape(bridge), backend, escape(chain), str(groups[bridge, backend, chain]))
+        for bridge, backend, chain in ordered[:limit]
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        bridge, backend, chain, number = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        yield f"{bridge}  {backend}  {chain}  {number.strip():>{widths[3]}}"
+    if limit is not None and (rest := ordered[limit:]):
+        rules = count(sum(groups[key] for key in rest), "more rule")
+        bridges = {key[0] for key in rest} - {key[0] for key in ordered[:limit]}
+        more = f" and {count(len(bridges), 'more bridge')}" if bridges else ""
+        yield f"... {rules}{more} (-v lists every rule)"
+
+
+def _place(finding: Finding) -> tuple[str, str]:
+    table = finding.rule.chain.table
+    return _label(table.backend, table.family), f"{table.name}/{finding.rule.chain.name}"
+
+
+def _label(backend: str, family: Family) -> str:
+    return backend if family is Family.IPV4 else f"{backend} {family}"
+
+
+def _rule_line(finding: Finding) -> str:
+    rule, spec = finding.rule, finding.rule.spec
+    parts = [*map(escape, _place(finding)), f"{rule.position}:"]
+    for option, value in (
+        ("-s", spec.source),
+        ("-d", spec.destination),
+        ("-i", spec.in_interface),
+        ("-o", spec.out_interface),
+        ("-j", spec.target),
+    ):
+        if value:
+            text = str(value)
+            inverted = "! " if text.startswith("!") else ""
+            parts.append(f"{inverted}{option} {escape(text.removeprefix('!'))}")
+    if spec.comment is not None:
+        parts.append(f'"{escape(spec.comment)}"')
+    return f"{' '.join(parts)} -- {finding.verdict.value}: {escape(finding.reason)}"
+
+
+def summary(report: Report, *, verbose: bool = False) -> str:
+    """What was found and done, in what time, and what was not looked at; safe to print.
+
+    ``verbose``: name every table that was not looked at.
+    """
+    took = _duration(report.duration_ms)
+    if report.errors:
+        verb, number = ("restored", report.restored) if report.command == "restore" else ("deleted", report.deleted)
+        done = f"{verb} {count(number, 'rule')}" if report.changed else "nothing was changed"
+        left = len(report.orphans) - report.deleted
+        rest = f", {left:,} left: run it again" if report.deleted and left else ""
+        return f"Failed after {took}; {done}{rest}."
+    if report.command == "restore":
+        restored = ", ".join(f"{_label(b.name, b.family)}: {b.restored:,}" for b in report.backends)
+        return f"Restored {count(report.restored, 'rule')} in {took} ({restored})."
+    notes = "".join(f"; {note}" for note in _not_seen(report, None if verbose else TABLES_MAX)) + "."
+    if not report.orphans:
+        found = f"no orphaned rules, {count(report.scanned, 'rule')} read" if report.scanned else "no rules"
+        return f"Nothing to sweep: {found} in {escape(', '.join(report.chains))} ({took}){notes}"
+    bridges = len({finding.bridge for finding in report.orphans})
+    found = f"{count(len(report.orphans), 'orphaned rule')} of {count(bridges, 'bridge')} in {took}"
+    where = ", ".join(
+        f"{_label(b.name, b.family)}: {b.deleted if report.changed else b.orphans:,} of {count(b.scanned, 'rule')}"
+        for b in report.backends
+    )
+    if report.changed:
+        return f"Deleted {found} ({where}){notes}"
+    needle = "" if report.dry_run else " 'netsweep sweep' deletes them."
+    return f"Found {found} ({where}); nothing was changed{notes}{needle}"
+
+
+def _not_seen(report: Report, limit: int | None) -> Iterator[str]:
+    """What a reader of the summary may believe was looked at and was not."""
+    if report.overlooked:
+        yield f"not looked at: {escape(_shortened(report.overlooked, limit))}"
+    if report.leases and not report.leases.exists:
+        yield f"lease file {escape(report.leases.path)} does not exist"
+
+
+def _shortened(texts: Sequence[str], limit: int | None) -> str:
+    rest = 0 if limit is None else len(texts[limit:])
+    return ", ".join(texts[:limit]) + (f" and {rest} more" if rest else "")
+
+
+def _duration(ms: float) -> str:
+    return f"{ms / 1000:.2f} s" if ms >= 1000 else f"{ms:.0f} ms" if ms >= 10 else f"{ms:.1f} ms"
+
+
+def count(number: int, noun: str) -> str:
+    """``number`` and ``noun``, in the plural where it takes it."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,354 @@
+"""What only nf_tables has: generations, batches that adapt, handles that begin again, owners."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing, suppress
+from typing import Any
+
+import pytest
+
+from netsweep.errors import ContentionError, NetsweepError, TableError
+from netsweep.firewall import Addition, Backend
+from netsweep.firewall.nftables import transport
+from netsweep.firewall.nftables.commits import Commits, TooLateError
+from netsweep.firewall.nftables.transport import NftablesBackend
+from netsweep.firewall.opening import open_backend
+from netsweep.host import netlink
+from netsweep.model import Chain, Family, Table
+from tests.namespace import Namespace, restore_input, unchanged
+
+FILTER = Table("nft", Family.IPV4, "filter")
+FORWARD = Chain(FILTER, "FORWARD")
+JOBS = Chain(FILTER, "JOBS")
+
+
+@pytest.fixture
+def table(ns: Namespace) -> Namespace:
+    rules = [f"-A FORWARD -m comment --comment {name} -j ACCEPT" for name in ("hm-a", "other", "hm-b", "hm-c")]
+    ns.restore("nft", restore_input({"filter": [":JOBS - [0:0]", *rules]}))
+    return ns
+
+
+def within(ns: Namespace, use: Callable[[Backend], None], *, undo: bool = False) -> None:
+    """Call ``use`` with a backend in the namespace."""
+
+    def call() -> None:
+        with closing(open_backend("nft", (b"hm",), undo=undo, writes=True)) as backend:
+            use(backend)
+
+    ns.inside(call)
+
+
+def comments(ns: Namespace) -> list[str]:
+    lines = ns.save("nft")
+    return [line.split("--comment ")[1].split()[0].strip('"') for line in lines if "-A FORWARD" in line]
+
+
+@pytest.mark.parametrize("undo", [False, True])
+@pytest.mark.parametrize(
+    ("change", "shown", "left"),
+    [
+        (("nft", "replace", "rule", "ip", "filter", "FORWARD", "handle", "{handle}", "drop"), ["hm-b", "hm-c"], 1),
+        (("iptables-nft", "-R", "FORWARD", "1", "-i", "eth0", "-j", "DROP"), ["hm-b", "hm-c"], 1),
+    ],
+)
+def test_a_rule_that_was_replaced_under_its_handle_by_either_program_is_shown_as_what_it_is(
+    table: Namespace, change: tuple[str, ...], shown: list[str], left: int, undo: bool
+) -> None:
+    def sweep(backend: Backend) -> None:
+        rules = backend.read([FORWARD]).rules
+        table.run(*(part.format(handle=rules[0].handle) for part in change))
+        with backend.transaction([FORWARD], rules, orders=undo) as transaction:
+            assert [rule.spec.comment for rule in transaction.rules if rule.spec.comment] == shown
+            transaction.delete([rule for rule in transaction.rules if rule.spec.comment])
+            transaction.commit()
+
+    within(table, sweep, undo=undo)
+    lines = [line for line in table.save("nft") if "-A FORWARD" in line]
+    assert len(lines) == 1 + left
+    assert "DROP" in lines[0]
+
+
+@pytest.mark.parametrize("undo", [False, True])
+@pytest.mark.parametrize("program", ["iptables-nft-restore", "nft"])
+def test_a_table_that_was_made_anew_shows_no_rule_of_before(table: Namespace, program: str, undo: bool) -> None:
+    """The handles are the same, and the rules are others."""
+
+    def remake() -> None:
+        if program == "nft":
+            rules = "".join(f'add rule ip filter FORWARD accept comment "{name}"\n' for name in ("live-1", "live-2"))
+            chain = "add chain ip filter FORWARD { type filter hook forward priority 0; }\n"
+            table.run("nft", "-f", "-", input=f"flush ruleset\nadd table ip filter\n{chain}{rules}")
+        else:
+            lines = [f"-A FORWARD -m comment --comment {name} -j ACCEPT" for name in ("live-1", "live-2", "live-3")]
+            table.run("iptables-nft-restore", input=restore_input({"filter": [":JOBS - [0:0]", *lines]}))
+
+    def sweep(backend: Backend) -> None:
+        rules = backend.read([FORWARD]).rules
+        remake()
+        with backend.transaction([FORWARD], rules, orders=undo) as transaction:
+            assert not [rule for rule in transaction.rules if (rule.spec.comment or "").startswith("hm")]
+            with unchanged(table):
+                transaction.delete([])
+                transaction.check()
+
+    within(table, sweep, undo=undo)
+
+
+def test_what_others_commit_elsewhere_stops_nothing(table: Namespace) -> None:
+    """On a busy host somebody commits all the time."""
+
+    def sweep(backend: Backend) -> None:
+        rules = backend.read([FORWARD]).rules
+        with backend.transaction([FORWARD], rules) as transaction:
+            transaction.delete(transaction.rules)
+            table.run("nft", "add", "table", "inet", "elsewhere")
+            table.iptables("nft", "-A", "FORWARD", "-m", "comment", "--comment", "hm-new", "-j", "ACCEPT")
+            transaction.commit()
+
+    within(table, sweep)
+    assert comments(table) == ["other", "hm-new"]
+
+
+@pytest.mark.parametrize("undo", [False, True])
+def test_a_table_that_was_made_anew_can_be_swept_in_the_same_run(table: Namespace, undo: bool) -> None:
+    def sweep(backend: Backend) -> None:
+        rules = backend.read([FORWARD]).rules
+        lines = [f"-A FORWARD -m comment --comment {name} -j ACCEPT" for name in ("live", "hm-a", "hm-b")]
+        table.run("iptables-nft-restore", input=restore_input({"filter": lines}))
+        for _ in range(2):
+            with suppress(ContentionError), backend.transaction([FORWARD], rules, orders=undo) as transaction:
+                transaction.delete([rule for rule in transaction.rules if rule.spec.comment == "hm-a"])
+                transaction.commit()
+            rules = backend.read([FORWARD]).rules
+
+    within(table, sweep, undo=undo)
+    assert comments(table) == ["live", "hm-b"]
+
+
+def test_batches_shrink_where_they_come_too_late_and_grow_again(
+    table: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = Commits.send
+    late = [True] * 5
+
+    def sent(self: Commits, *arguments: Any, **named: Any) -> None:
+        if late:
+            late.pop()
+            raise TooLateError("nf_tables changed meanwhile")
+        send(self, *arguments, **named)
+
+    monkeypatch.setattr(Commits, "send", sent)
+    monkeypatch.setattr(transport, "_RETRY_FOR", -1.0)
+
+    def sweep(backend: Backend) -> None:
+        sizes = [backend.batch]
+        for _ in range(8):
+            rules = backend.read([FORWARD]).rules[:1]
+            with suppress(ContentionError), backend.transaction([FORWARD], rules) as transaction:
+                transaction.delete(transaction.rules)
+                transaction.commit()
+            sizes.append(backend.batch)
+        assert sizes[0] == transport.BATCH_MAX
+        assert sizes[:6] == sorted(sizes[:6], reverse=True)
+        assert sizes[5] == transport.BATCH_MIN
+        assert sizes[6:] == [min(transport.BATCH_MIN * 2**n, transport.BATCH_MAX) for n in (1, 2, 3)]
+
+    within(table, sweep)
+
+
+def test_where_there_is_nothing_to_read_nf_tables_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel may have none, and a sweep of x_tables has to work there."""
+
+    def opened(protocol: int) -> None:
+        raise AssertionError(f"a socket of protocol {protocol}")
+
+    monkeypatch.setattr(netlink, "open_socket", opened)
+    with closing(NftablesBackend([b"hm"], writes=True)) as backend:
+        scan = backend.read([])
+        assert (scan.chains, scan.rules, scan.complete) == ([], [], True)
+
+
+def test_a_batch_that_was_refused_while_changes_were_lost_is_not_sent_again(
+    table: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of these may have put another rule under the handle of one that is to go."""
+    enlarge, follow = netlink.enlarge, Commits.follow
+    monkeypatch.setattr(
+        netlink, "enlarge", lambda sock, *, receive=0, send=0: enlarge(sock, receive=receive and 2**16, send=send)
+    )
+    refused: list[bool] = []
+    lost: list[bool] = []
+
+    def followed(commits: Commits) -> None:
+        due = bool(refused) and not lost
+        if due:
+            many = "add rule ip many c accept\n" * 3000
+            table.run("nft", "-f", "-", input=f"add table ip many\nadd chain ip many c\n{many}{replacement}")
+        try:
+            follow(commits)
+        finally:
+            if due:
+                lost.append(commits.lost)
+                table.run("nft", "add", "table", "inet", "next")  # and this one tells the generation again
+
+    def make_it_too_late() -> None:
+        if not refused:
+            refused.append(True)
+            table.run("nft", "add", "table", "inet", "elsewhere")
+
+    monkeypatch.setattr(Commits, "follow", followed)
+    replacement = ""
+
+    def sweep(backend: Backend) -> None:
+        nonlocal replacement
+        rules = backend.read([FORWARD]).rules
+        replacement = f"replace rule ip filter FORWARD handle {rules[0].handle} counter drop"
+        with backend.transaction([FORWARD], rules) as transaction:
+            transaction.delete(transaction.rules)
+            with pytest.raises(ContentionError) as raised:
+                transaction.commit(make_it_too_late)
+            assert not isinstance(raised.value, TooLateError)
+
+    within(table, sweep)
+    assert lost == [True]
+    lines = [line for line in table.save("nft") if "-A FORWARD" in line]
+    assert len(lines) == 4, "what was not read again went"
+    assert "DROP" in lines[0]
+
+
+@pytest.mark.parametrize("undo", [False, True])
+@pytest.mark.parametrize("ahead", [[], ["hmbee"]])
+@pytest.mark.parametrize("now", ["hmdead", "hm1a"])
+def test_a_rule_of_more_than_a_page_that_was_touched_is_read_again(
+    ns: Namespace, now: str, ahead: list[str], undo: bool
+) -> None:
+    """The kernel refuses to tell it by its handle."""
+    long = " ".join(f"ip saddr != 10.0.0.{number}" for number in range(60))
+    ns.run("nft", "add table ip filter; add chain ip filter FORWARD")
+    for name in ahead:
+        ns.run("nft", f"add rule ip filter FORWARD iifname {name} accept")
+    ns.run("nft", f"add rule ip filter FORWARD iifname hmdead {long} accept")
+
+    def sweep(backend: Backend) -> None:
+        rules = backend.read([FORWARD]).rules
+        ns.run("nft", f"replace rule ip filter FORWARD handle {rules[-1].handle} iifname {now} {long} accept")
+        with backend.transaction([FORWARD], rules, orders=undo) as transaction:
+            assert [str(rule.spec.in_interface) for rule in transaction.rules] == [*ahead, now]
+            transaction.delete(transaction.rules[-1:])
+            transaction.commit()
+
+    within(ns, sweep, undo=undo)
+    assert ns.ruleset().count("iifname") == len(ahead)
+
+
+def checked(backend: Backend, raw: bytes) -> None:
+    with backend.transaction([FORWARD, JOBS], orders=True) as transaction:
+        transaction.insert([Addition(JOBS, 0, [raw])])
+        transaction.check()
+
+
+def test_a_check_refuses_what_the_kernel_would_refuse_and_changes_nothing(table: Namespace) -> None:
+    def look(backend: Backend) -> None:
+        (first, *_) = backend.read([FORWARD]).rules
+        assert first.undo
+        for raw in (first.undo.raw[:-8], first.undo.raw.replace(b"comment\0", b"nosuch_\0")):
+            with unchanged(table), pytest.raises(NetsweepError):
+                checked(backend, raw)
+        with unchanged(table):
+            checked(backend, first.undo.raw)
+
+    within(table, look, undo=True)
+
+
+def test_a_jump_to_a_chain_that_has_gone_is_refused(table: Namespace) -> None:
+    table.iptables("nft", "-A", "FORWARD", "-i", "hm1", "-j", "JOBS")
+
+    def look(backend: Backend) -> None:
+        rule = backend.read([FORWARD]).rules[-1]
+        assert rule.undo
+        assert rule.undo.jump == "JOBS"
+        table.iptables("nft", "-D", "FORWARD", "5")
+        table.iptables("nft", "-X", "JOBS")
+        with backend.transaction([FORWARD], orders=True) as transaction, unchanged(table):
+            transaction.insert([Addition(FORWARD, 0, [rule.undo.raw])])
+            with pytest.raises(NetsweepError):
+                transaction.check()
+
+    within(table, look, undo=True)
+
+
+def test_a_table_that_goes_between_the_list_and_the_reading_is_as_if_it_had_not_been(table: Namespace) -> None:
+    def look(backend: Backend) -> None:
+        assert FILTER in backend.tables()
+        table.run("nft", "delete", "table", "ip", "filter")
+        try:
+            scan = backend.read([FORWARD])
+        except ContentionError:
+            return
+        assert (scan.chains, scan.rules) == ([], [])
+
+    within(table, look)
+
+
+def test_tables_of_every_family_are_named_apart(ns: Namespace) -> None:
+    families = {"ip": "ipv4", "ip6": "ipv6", "inet": "inet", "arp": "arp", "bridge": "bridge", "netdev": "netdev"}
+    for family in families:
+        ns.run("nft", "add", "table", family, "filter")
+
+    def look(backend: Backend) -> None:
+        assert sorted(backend.tables()) == sorted(Table("nft", Family(each), "filter") for each in families.values())
+
+    within(ns, look)
+
+
+def test_a_table_of_another_process_is_an_error_of_that_table(ns: Namespace) -> None:
+    code = """
+import socket, struct, sys
+TABLE, OWNED = b"filter\\0\\0", struct.pack(">I", 2)
+
+def message(kind, flags, family, body, resource=0):
+    return struct.pack("=IHHII", 20 + len(body), kind, flags, 1, 0) + struct.pack(">BBH", family, 0, resource) + body
+
+name, owned = struct.pack("=HH", 11, 1) + TABLE, struct.pack("=HH", 8, 2) + OWNED
+edges = message(0x10, 1, 0, b"", 10), message(0x11, 1, 0, b"", 10)
+with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as sock:
+    sock.send(edges[0] + message(0xA00, 0x401, 2, name + owned) + edges[1])
+    print(sock.getsockname()[0], flush=True)
+    sys.stdin.read()
+"""
+    owner = subprocess.Popen(
+        ns.command(sys.executable, "-c", code), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert owner.stdin
+    assert owner.stdout
+    port = owner.stdout.readline().strip()
+
+    def look(backend: Backend) -> None:
+        assert list(backend.tables()) == [FILTER]
+        with (
+            pytest.raises(TableError, match=f"can only be changed by the process that made it .*{port}"),
+            backend.transaction([FORWARD]),
+        ):
+            raise AssertionError("a transaction on a table of somebody else's")
+
+    with owner:
+        within(ns, look)
+        owner.stdin.close()
+
+
+def test_handles_tell_twins_apart_and_a_twin_made_anew_is_another_rule(table: Namespace) -> None:
+    def sweep(backend: Backend) -> None:
+        rules = backend.read([FORWARD]).rules
+        table.iptables("nft", "-D", "FORWARD", "4")
+        table.iptables("nft", "-A", "FORWARD", "-m", "comment", "--comment", "hm-c", "-j", "ACCEPT")
+        with backend.transaction([FORWARD], rules) as transaction:
+            assert [rule.spec.comment for rule in transaction.rules] == ["hm-a", "hm-b"]
+            transaction.delete(transaction.rules)
+            transaction.commit()
+
+    within(table, sweep)
+    assert comments(table) == ["other", "hm-c"]

@@ -1,0 +1,197 @@
+"""Options: help, defaults, environment, and what reaches the jobs."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from netsweep import profiles
+from netsweep.cli import cli, run
+from netsweep.profiles.options import Options
+from tests.unit.cli.jobs import Jobs, jobs
+
+__all__ = ["jobs"]
+
+COMMANDS = ("list", "sweep", "restore", "doctor", "demo")
+
+WHERE = {
+    "prefix": "hm",
+    "protect": "ha",
+    "chain": "filter/FORWARD, nat/POSTROUTING",
+    "backend": "auto",
+    "lock-file": "$TMPDIR/hypeman-test-network.lock",
+    "lease-file": "$TMPDIR/hypeman-test-network-leases.json",
+    "lock-timeout": "30",
+    "wait": "5",
+}
+OUTPUT = {"format": "text", "verbose": None}
+OPTIONS: dict[str, dict[str, str | None]] = {
+    "list": {**WHERE, **OUTPUT, "all": None, "exit-code": None},
+    "sweep": {**WHERE, **OUTPUT, "dry-run": None, "journal": None, "best-effort": None},
+    "restore": {"wait": "5", "format": "text", "force": None},
+    "doctor": {**WHERE, "format": "text"},
+    "demo": {},
+}
+"""The options of each command and their defaults."""
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for command in OPTIONS.values():
+        for name in command:
+            monkeypatch.delenv(variable(name), raising=False)
+
+
+def variable(name: str) -> str:
+    return f"NETSWEEP_{name.replace('-', '_').upper()}"
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str, columns: int) -> str:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert run(arguments) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    return said.out
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_is_there_under_both_names_with_examples_and_fits_100_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    arguments = [command] if command else []
+    text = shown(monkeypatch, capsys, *arguments, "--help", columns=300)
+    assert shown(monkeypatch, capsys, *arguments, "-h", columns=300) == text
+    assert text.startswith(f"Usage: netsweep {command}".rstrip())
+    assert re.search(rf"^  Examples?:\n(?: .*\n)*?    (?:sudo )?netsweep {command}", text, re.MULTILINE)
+    assert max(map(len, text.splitlines())) <= 100
+    assert text.isascii()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("columns", [80, 100])
+def test_help_describes_every_option_with_default_and_variable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, columns: int
+) -> None:
+    text = shown(monkeypatch, capsys, command, "--help", columns=columns)
+    described = dict(re.findall(r"^  (?:-\w, )?--([a-z-]+) *(.*(?:\n {10,}.*)*)", text, re.MULTILINE))
+    assert described.keys() - {"help"} == OPTIONS[command].keys()
+    for name, default in OPTIONS[command].items():
+        words = re.sub(r"\s+", " ", described[name])
+        assert variable(name) in words
+        assert len(re.sub(r"\[.*?\]", "", words).split()) >= 4, f"--{name} is not described"
+        if default is not None:
+            assert f"default: {default}]" in words
+
+
+def test_the_defaults_in_the_help_are_those_of_the_profile() -> None:
+    profile = profiles.load()
+    shown = {p.name: getattr(p, "help", "") for p in cli.commands["list"].params}
+    assert f"default: {', '.join(profile.prefixes)}]" in shown["prefix"]
+    assert f"default: {profile.lease_file}]" in shown["lease_file"]
+
+
+def test_the_main_help_tells_commands_and_exit_statuses(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = shown(monkeypatch, capsys, "--help", columns=80)
+    statuses = text.split("Exit status:")[1]
+    for status in (0, 1, 2, 3, 69, 75, 77):
+        assert re.search(rf"^ +{status}  +\S", statuses, re.MULTILINE)
+    for command in COMMANDS:
+        (line,) = re.findall(rf"^  {command} .*$", text.split("Commands:")[1], re.MULTILINE)
+        assert not line.endswith("..."), "cut off"
+
+
+def test_a_wrong_command_is_told_where_to_look(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["swep"]) == 2
+    said = capsys.readouterr().err
+    assert "'swep'" in said
+    assert "netsweep --help" in said
+    assert run(["restore"]) == 2
+    assert "netsweep restore --help" in capsys.readouterr().err
+
+
+def options_given(jobs: Jobs) -> Options:
+    (_, (options,), _) = jobs.calls.pop()
+    assert isinstance(options, Options)
+    return options
+
+
+@pytest.mark.parametrize("command", ["list", "sweep"])
+def test_options_that_are_not_given_are_as_the_profile_says(jobs: Jobs, command: str) -> None:
+    assert run([command]) == 0
+    assert options_given(jobs) == Options()
+
+
+ARGUMENTS = {
+    "prefix": ["vm", "br-"],
+    "protect": ["br-2f", "x"],
+    "chain": ["nat/POSTROUTING", "filter/INPUT"],
+    "backend": ["nft"],
+    "lock-file": ["/tmp/a lock"],
+    "lease-file": ["/tmp/some leases"],
+    "lock-timeout": ["0"],
+    "wait": ["1.5"],
+    "journal": ["/tmp/a journal"],
+}
+
+
+@pytest.mark.parametrize("source", ["command line", "environment"])
+def test_every_option_can_come_from_the_command_line_and_the_environment(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    arguments = ["sweep"]
+    for name, values in ARGUMENTS.items():
+        if source == "environment":
+            monkeypatch.setenv(variable(name), " ".join(values))
+        else:
+            arguments += [word for value in values for word in (f"--{name}", value)]
+    assert run(arguments) == 0
+    given: dict[str, Any] = {
+        name.replace("-", "_"): values if len(values) > 1 else values[0] for name, values in ARGUMENTS.items()
+    }
+    given.update(lock_timeout=0.0, wait=1.5)
+    assert options_given(jobs) == Options(**given)
+
+
+def test_flags_can_come_from_the_environment(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("all", "dry-run", "force"):
+        monkeypatch.setenv(variable(name), "1")
+    assert (run(["list"]), run(["sweep"]), run(["restore", "/tmp/journal"])) == (0, 0, 0)
+    assert [(name, named) for name, _, named in jobs.calls] == [
+        ("find_orphans", {"keep": True}),
+        ("find_orphans", {"command": "sweep", "dry_run": True}),
+        ("restore", {"force": True}),
+    ]
+    assert jobs.calls[-1][1] == ("/tmp/journal", None)
+
+
+@pytest.mark.parametrize("blank", [" ", "\t", " \n "], ids=repr)
+@pytest.mark.parametrize("name", [*ARGUMENTS, "format", "best-effort", "verbose", "dry-run"])
+def test_a_blank_variable_is_wrong_usage(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, blank: str
+) -> None:
+    monkeypatch.setenv(variable(name), blank)
+    assert run(["sweep", *([] if name == "best-effort" else ["--best-effort"])]) == 2
+    assert f"{variable(name)} is blank" in capsys.readouterr().err
+    assert jobs.calls == []
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_an_empty_variable_counts_as_unset_and_an_empty_option_is_wrong_usage(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(variable(name), "")
+    assert run(["sweep"]) == 0
+    assert options_given(jobs) == Options()
+    assert run(["sweep", f"--{name}", ""]) == 2
+
+
+def test_a_blank_variable_does_not_matter_where_the_option_is_given(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NETSWEEP_PROTECT", " ")
+    assert run(["sweep", "--protect", "xy"]) == 0
+    assert options_given(jobs).protected == ("xy",)

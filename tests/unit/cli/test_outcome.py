@@ -1,0 +1,176 @@
+"""What the commands make of what their jobs return and raise."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from netsweep.cli import run
+from netsweep.errors import BusyError, NetsweepError, NoBackendError, NotPermittedError, UsageError
+from tests.unit.cli.jobs import Jobs, jobs, raises
+from tests.unit.output.reports import finding, listed, swept
+
+__all__ = ["jobs"]
+
+FAILURES = [
+    (NetsweepError("no"), 1),
+    (NoBackendError("no"), 69),
+    (BusyError("no"), 75),
+    (NotPermittedError("no"), 77),
+    (MemoryError(), 1),
+    (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), 1),
+    (ModuleNotFoundError("No module named 'iptc'"), 69),
+    (ImportError("failed to map segment"), 1),
+    (RuntimeError("odd"), 1),
+]
+
+
+@pytest.mark.parametrize(("error", "status"), FAILURES, ids=repr)
+@pytest.mark.parametrize("form", ["text", "json", "github"])
+def test_best_effort_tells_every_failure_and_exits_with_0(
+    jobs: Jobs, capsys: pytest.CaptureFixture[str], error: Exception, status: int, form: str
+) -> None:
+    jobs.does = raises(error)
+    assert run(["sweep", "--format", form]) == status
+    strict = capsys.readouterr()
+    assert run(["sweep", "--format", form, "--best-effort"]) == 0
+    lenient = capsys.readouterr()
+    for said in (strict, lenient):
+        assert said.err.startswith("netsweep: ")
+        assert said.err.count("\n") == 1
+        assert "stdout" not in said.err
+        if form == "json":
+            assert json.loads(said.out)["errors"] == [said.err.removeprefix("netsweep: ").rstrip("\n")]
+    assert ("::error " in strict.out, "::warning " in lenient.out) == (form == "github",) * 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--wait", "soon"],
+        ["--wait", "-1"],
+        ["--lock-timeout", "nan"],
+        ["--prefix", ""],
+        ["--prefix", "ham"],
+        ["--protect", " "],
+        ["--chain", "FORWARD"],
+        ["--lock-file", ""],
+        ["--backend", "ebtables"],
+        ["--no-such-option"],
+        ["too", "many"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_exits_with_2_even_with_best_effort(
+    jobs: Jobs, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    for command in (["list"], ["sweep"], ["sweep", "--best-effort"]):
+        assert run([*command, *arguments]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    assert jobs.calls == []
+
+
+def test_usage_that_only_the_job_finds_wrong_exits_with_2_too(jobs: Jobs, capsys: pytest.CaptureFixture[str]) -> None:
+    jobs.does = raises(UsageError("there is no chain filter/X"))
+    assert run(["sweep", "--best-effort"]) == 2
+    assert capsys.readouterr().err == "netsweep: there is no chain filter/X\n"
+
+
+@pytest.mark.parametrize("form", ["text", "json", "github"])
+def test_what_was_deleted_before_a_failure_is_reported(
+    jobs: Jobs, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    report = swept([finding(), finding("hmbee", 2)])
+    report.backends[0].deleted = 1
+    report.errors = ["no space"]
+    error = NetsweepError("no space")
+    error.report = report
+    jobs.does = raises(error)
+    assert run(["sweep", "--format", form]) == 1
+    said = capsys.readouterr()
+    assert said.err == "netsweep: no space\n"
+    if form == "json":
+        assert json.loads(said.out)["deleted"] == 1
+    else:
+        assert "deleted 1 rule, 1 left: run it again" in said.out
+
+
+def test_a_failure_that_changed_nothing_leaves_stdout_empty(jobs: Jobs, capsys: pytest.CaptureFixture[str]) -> None:
+    jobs.does = raises(NetsweepError("no"))
+    assert run(["sweep"]) == 1
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()], ids=repr)
+@pytest.mark.parametrize("form", ["text", "json", "github"])
+def test_a_report_that_cannot_be_written_is_a_failure_that_says_what_was_deleted(
+    jobs: Jobs,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    form: str,
+) -> None:
+    def write(_: str) -> int:
+        raise error
+
+    jobs.does = lambda _: swept([finding(), finding("hmbee", 2)])
+    for options, status in (([], 1), (["--best-effort"], 0)):
+        with monkeypatch.context() as patched:
+            patched.setattr(sys.stdout, "write", write)
+            patched.setattr(sys.stdout, "writelines", lambda lines: [write(line) for line in lines])
+            assert run(["sweep", "--format", form, *options]) == status
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert said.endswith("; the sweep deleted 2 rules\n")
+
+
+@pytest.mark.parametrize("form", ["text", "json", "github"])
+def test_warnings_are_told_in_every_form(jobs: Jobs, capsys: pytest.CaptureFixture[str], form: str) -> None:
+    report = listed([])
+    report.warnings = ["there is no chain filter/X"]
+    jobs.does = lambda _: report
+    assert run(["list", "--format", form]) == 0
+    said = capsys.readouterr()
+    assert said.err == "netsweep: warning: there is no chain filter/X\n"
+    if form == "json":
+        assert json.loads(said.out)["warnings"] == report.warnings
+    elif form == "github":
+        assert "\n::warning title=netsweep::there is no chain filter/X\n" in said.out
+
+
+def test_the_step_summary_is_written_and_its_failure_is_told(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    jobs.does = lambda _: swept([finding()])
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary"))
+    assert run(["sweep", "--format", "github"]) == 0
+    assert "| legacy | ipv4 | 1203 | 1 | 1 |" in (tmp_path / "summary").read_text()
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path))
+    capsys.readouterr()
+    assert run(["sweep", "--format", "github"]) == 1
+    said = capsys.readouterr()
+    assert "is a directory: refused" in said.err
+    assert "::notice title=netsweep::Deleted 1 orphaned rule" in said.out
+
+
+def test_only_list_with_exit_code_answers_with_3(jobs: Jobs, capsys: pytest.CaptureFixture[str]) -> None:
+    jobs.does = lambda _: listed([finding()])
+    assert (run(["list"]), run(["list", "--exit-code"]), run(["sweep", "--dry-run"])) == (0, 3, 0)
+    jobs.does = lambda _: listed([])
+    assert run(["list", "--exit-code"]) == 0
+    error = BusyError("no")
+    error.report = listed([finding()])
+    jobs.does = raises(error)
+    assert run(["list", "--exit-code"]) == 75
+    assert "Found 1 orphaned rule" in capsys.readouterr().out
+
+
+def test_a_signal_is_not_a_failure_that_best_effort_hides(jobs: Jobs) -> None:
+    jobs.does = raises(SystemExit(143))
+    with pytest.raises(SystemExit):
+        run(["sweep", "--best-effort"])

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from netsweep.errors import BusyError, NetsweepError, NotPermittedError
+from netsweep.host.files import create_regular, describe, open_or_create_regular, open_regular, read_regular
+
+
+@contextmanager
+def file_lease(path: Path) -> Iterator[None]:
+    """Have a file lease on ``path``, which the kernel asks to be given back where somebody opens it."""
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        yield
+    finally:
+        os.close(descriptor)
+        signal.signal(signal.SIGIO, before)
+
+
+def test_a_regular_file_is_opened(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("text")
+    descriptor = open_regular(str(path), os.O_RDONLY, what="file")
+    assert os.read(descriptor, 10) == b"text"
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "directory", "FIFO", "socket", "device"])
+def test_what_is_no_regular_file_is_refused_unopened(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "file"
+    if kind == "link":
+        (tmp_path / "target").write_text("untouched")
+        path.symlink_to(tmp_path / "target")
+    elif kind == "dangling link":
+        path.symlink_to(tmp_path / "nowhere")
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "FIFO":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+    elif os.geteuid():
+        pytest.skip("only root makes devices")
+    else:
+        os.mknod(path, 0o600 | 0o020000, os.makedev(1, 3))
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(NetsweepError, match=rf"is a {kind.split()[-1]}: refused"):
+        open_regular(str(path), os.O_RDWR, what="file")
+    with pytest.raises(FileExistsError):
+        create_regular(str(path), os.O_RDWR, 0o600, what="file")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_missing_file_is_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        open_regular(str(tmp_path / "none"), os.O_RDONLY, what="file")
+    assert read_regular(str(tmp_path / "none"), "file", 10) is None
+
+
+def test_without_proc_a_file_is_not_taken_for_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_text("text")
+    real = os.open
+
+    def without_proc(name: str, flags: int) -> int:
+        return real(name.replace("/proc/", "/nowhere/"), flags)
+
+    monkeypatch.setattr(os, "open", without_proc)
+    with pytest.raises(NetsweepError, match="/proc is missing"):
+        read_regular(str(path), "file", 10)
+
+
+def test_the_mode_of_a_new_file_does_not_depend_on_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        os.close(open_or_create_regular(str(tmp_path / "file"), os.O_RDONLY, 0o666, what="file"))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "file/below", "nul\0byte"])
+def test_paths_that_cannot_be_are_one_clear_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NetsweepError, match="cannot open file"):
+        open_regular(str(tmp_path / name), os.O_RDONLY, what="file")
+
+
+def test_a_directory_that_is_missing_is_named_as_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(NetsweepError, match=r"cannot create file .*: No such file or directory"):
+        open_or_create_regular(str(tmp_path / "none" / "file"), os.O_RDONLY, 0o666, what="file")
+
+
+@pytest.mark.parametrize("size", [0, 1, 70_000, 100_000])
+def test_files_are_read_whole_up_to_the_limit(tmp_path: Path, size: int) -> None:
+    content = os.urandom(size)
+    (tmp_path / "file").write_bytes(content)
+    assert read_regular(str(tmp_path / "file"), "file", 100_000) == content
+
+
+def test_files_without_a_size_are_read_whole() -> None:
+    """What /proc holds changes, but not its kind."""
+    content = read_regular("/proc/self/mountinfo", "file", 1 << 20)
+    assert content
+    assert content.endswith(b"\n")
+
+
+@pytest.mark.parametrize("sparse", [2**20 + 1, 2**40])
+def test_a_file_that_is_too_large_is_refused(tmp_path: Path, sparse: int) -> None:
+    with (tmp_path / "file").open("wb") as file:
+        file.truncate(sparse)
+    with pytest.raises(NetsweepError, match="larger than 1 MiB"):
+        read_regular(str(tmp_path / "file"), "file", 2**20)
+
+
+def test_a_file_with_nothing_to_read_now_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As /proc/kmsg is; reading that would take the kernel's messages from others."""
+    (tmp_path / "file").touch()
+
+    def nothing_now(*_: object) -> bytes:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(os, "read", nothing_now)
+    with pytest.raises(NetsweepError, match=r"cannot read lease file .*: it has nothing to read now"):
+        read_regular(str(tmp_path / "file"), "lease file", 10)
+
+
+def test_a_file_lease_of_another_process_is_busy(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    with file_lease(path), pytest.raises(BusyError, match="another process has a file lease on it"):
+        open_or_create_regular(str(path), os.O_RDONLY, 0o666, what="file")
+
+
+def test_a_file_that_comes_and_goes_all_the_time_is_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def contrary(path: str, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_CREAT:
+            raise FileExistsError
+        return real(path, flags)
+
+    monkeypatch.setattr(os, "open", contrary)
+    with pytest.raises(BusyError, match="created and removed all the time"):
+        open_or_create_regular(str(tmp_path / "file"), os.O_RDONLY, 0o666, what="file")
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [(errno.EACCES, NotPermittedError), (errno.EPERM, NotPermittedError), (errno.EMFILE, NetsweepError)],
+)
+def test_the_real_reason_is_told(code: int, kind: type[Exception]) -> None:
+    error = describe(OSError(code, os.strerror(code)), "cannot open it")
+    assert type(error) is kind
+    assert os.strerror(code) in str(error)

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from netsweep.errors import NetsweepError
+from netsweep.host import processes
+from netsweep.host.processes import Process, all_pids, holders, is_running, waiting
+from tests.namespace import flocked, wait_until_queued
+
+
+@contextmanager
+def zombie() -> Iterator[int]:
+    with subprocess.Popen(["true"]) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        yield process.pid
+
+
+def test_a_process_runs_until_it_has_ended() -> None:
+    process = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    assert is_running(process.pid)
+    process.communicate()
+    assert not is_running(process.pid)
+
+
+def test_a_process_that_nobody_has_waited_for_yet_has_ended() -> None:
+    with zombie() as pid:
+        assert not is_running(pid)
+
+
+def test_a_process_whose_first_thread_has_ended_runs_on() -> None:
+    code = (
+        "import ctypes, sys, threading; threading.Thread(target=sys.stdin.read).start(); "
+        "ctypes.CDLL(None).pthread_exit(None)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 10
+        while b") Z" not in Path(f"/proc/{process.pid}/stat").read_bytes():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert is_running(process.pid)
+        process.kill()
+
+
+def test_a_process_of_which_nothing_more_can_be_read_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(path: str) -> bytes:
+        raise PermissionError(path)
+
+    monkeypatch.setattr(processes, "_read", unreadable)
+    assert is_running(os.getpid())
+
+
+@pytest.fixture
+def initial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if this process were in the initial PID namespace, in a container too."""
+    monkeypatch.setattr(processes, "_INITIAL_PID_NAMESPACE", os.stat("/proc/self/ns/pid").st_ino)
+
+
+@pytest.fixture
+def statuses(monkeypatch: pytest.MonkeyPatch) -> dict[int, bytes]:
+    """What /proc holds, by PID, in place of the machine's own."""
+    found: dict[int, bytes] = {}
+
+    def read(path: str) -> bytes:
+        pid = int(path.split("/")[2])
+        if pid not in found:
+            raise FileNotFoundError(path)
+        return found[pid]
+
+    monkeypatch.setattr(processes, "_read", read)
+    monkeypatch.setattr(processes, "listed_pids", lambda: {*found, 99})
+    return found
+
+
+@pytest.mark.usefixtures("initial")
+def test_all_pids_of_all_running_processes_are_known(statuses: dict[int, bytes]) -> None:
+    statuses[10] = b"Name:\tfirst\nState:\tS (sleeping)\nThreads:\t1\nNSpid:\t10\n"
+    statuses[11] = b"Name:\t\\nNSpid:\t5\nState:\tR (running)\nThreads:\t3\nNSpid:\t11\t37\t2\n"
+    statuses[12] = b"Name:\tended\nState:\tZ (zombie)\nThreads:\t1\nNSpid:\t12\t40\n"
+    assert all_pids() == {10, 11, 37, 2}
+
+
+@pytest.mark.usefixtures("initial")
+def test_the_machine_s_own_processes_are_among_them() -> None:
+    with zombie() as ended:
+        found = all_pids()
+    assert found is not None
+    assert {os.getpid(), 1} <= found
+    assert ended not in found
+
+
+def test_nothing_is_known_in_another_pid_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_INITIAL_PID_NAMESPACE", os.stat("/proc/self/ns/pid").st_ino + 1)
+    assert all_pids() is None
+
+
+@pytest.mark.usefixtures("initial")
+@pytest.mark.parametrize("status", [b"Name:\tx\nState:\tS\nThreads:\t1\n", b"", b"State:\tS\nThreads:\t1\nNSpid:\t?"])
+def test_nothing_is_known_where_a_process_does_not_tell(statuses: dict[int, bytes], status: bytes) -> None:
+    statuses[10] = status
+    assert all_pids() is None
+
+
+@pytest.mark.usefixtures("initial")
+def test_nothing_is_known_where_proc_hides_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(path: str) -> bytes:
+        raise PermissionError(path)
+
+    monkeypatch.setattr(processes, "_read", unreadable)
+    assert all_pids() is None  # hidepid=1
+    monkeypatch.undo()
+    monkeypatch.setattr(processes, "_INITIAL_PID_NAMESPACE", os.stat("/proc/self/ns/pid").st_ino)
+    exists = os.path.exists
+    monkeypatch.setattr(os.path, "exists", lambda path: path != "/proc/1" and exists(path))
+    assert all_pids() is None  # hidepid=2
+
+
+def test_without_proc_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(path: str) -> list[str]:
+        raise FileNotFoundError(2, "No such file or directory", path)
+
+    monkeypatch.setattr(os, "listdir", missing)
+    with pytest.raises(NetsweepError, match="cannot read /proc: No such file or directory; mount it"):
+        processes.listed_pids()
+
+
+def test_the_holder_of_a_lock_is_found_and_those_who_wait_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    path.touch()
+    (tmp_path / "other").touch()
+    assert (holders(str(path)), waiting(str(path))) == ([], 0)
+    with flocked(path), flocked(tmp_path / "other"):
+        assert [process.pid for process in holders(str(path))] == [os.getpid()]
+        jobs = [subprocess.Popen(["flock", str(path), "true"]) for _ in range(2)]
+        for job in jobs:
+            wait_until_queued(job.pid, path)
+        assert [process.pid for process in holders(str(path))] == [os.getpid()]
+        assert waiting(str(path)) == 2
+    assert [job.wait(20) for job in jobs] == [0, 0]
+    assert (holders(str(path)), waiting(str(path))) == ([], 0)
+
+
+def test_a_child_that_kept_a_lock_is_its_holder(tmp_path: Path) -> None:
+    """The process that took the lock, which /proc/locks names, has ended."""
+    path = tmp_path / "lock"
+    with path.open("w") as file:
+        taker = subprocess.Popen(["flock", "-n", str(file.fileno())], pass_fds=[file.fileno()])
+        assert taker.wait(20) == 0
+        child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[file.fileno()])
+    assert holders(str(path)) == [Process(child.pid, "cat")]
+    descriptor = os.open(path, os.O_RDONLY)
+    assert holders(descriptor) == [Process(child.pid, "cat")]
+    os.close(descriptor)
+    child.communicate()
+
+
+def test_other_locks_on_the_file_do_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with path.open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        assert holders(str(path)) == []
+
+
+def test_a_name_is_shown_escaped() -> None:
+    assert str(Process(7, "a\n\x1b\udcff")) == r"process 7 (a\n\x1b\udcff)"
+    assert str(Process(7, None)) == "process 7"

@@ -1,0 +1,61 @@
+"""Reports to show."""
+
+from __future__ import annotations
+
+from netsweep.model import Chain, Family, Finding, Interface, Rule, Spec, Table, Verdict
+from netsweep.report import BackendReport, LeaseFile, LockTimes, Report
+
+CHAINS = ["filter/FORWARD", "nat/POSTROUTING"]
+
+
+def finding(
+    bridge: str | None = "hmdead",
+    position: int = 1,
+    *,
+    backend: str = "legacy",
+    family: Family = Family.IPV4,
+    table: str = "filter",
+    chain: str = "FORWARD",
+    handle: int | None = None,
+    comment: str | None = None,
+    verdict: Verdict = Verdict.ORPHAN,
+    reason: str = "bridge is gone",
+) -> Finding:
+    """A finding on ``-i BRIDGE -j ACCEPT``."""
+    spec = Spec(
+        in_interface=Interface(bridge) if bridge else None,
+        target="ACCEPT",
+        comments=() if comment is None else (comment,),
+    )
+    rule = Rule(Chain(Table(backend, family, table), chain), position, handle, spec)
+    return Finding(rule, verdict, bridge, reason)
+
+
+def listed(orphans: list[Finding], scanned: int = 1203) -> Report:
+    """The report of a ``list`` that found ``orphans``."""
+    return Report(
+        "list",
+        orphans=orphans,
+        backends=[BackendReport("legacy", Family.IPV4, scanned, len(orphans))],
+        chains=list(CHAINS),
+        leases=LeaseFile("/tmp/leases", True, 3, 1),
+        duration_ms=2540.54,
+    )
+
+
+def swept(orphans: list[Finding], scanned: int = 1203) -> Report:
+    """The report of a ``sweep`` that deleted ``orphans``."""
+    report = listed(orphans, scanned)
+    report.command = "sweep"
+    report.backends[0].deleted = len(orphans)
+    report.subnet_lock = LockTimes("/tmp/lock", 0.12345, 9.87654, 5.4321)
+    return report
+
+
+def leaked(bridges: int) -> list[Finding]:
+    """Three rules of each bridge, in two chains."""
+    return [
+        finding(f"hm{number:04x}", number * 3 + nth + 1, table=table, chain=chain)
+        for number in range(bridges)
+        for nth, (table, chain) in enumerate([("filter", "FORWARD")] * 2 + [("nat", "POSTROUTING")])
+    ]

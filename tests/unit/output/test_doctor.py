@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from netsweep.output.doctor import doctor_lines
+
+FREE = {"exists": True, "held_by": None, "holder": None, "waiting": 0}
+
+
+def found(**changed: Any) -> dict[str, Any]:
+    backend = {"family": "ipv4", "tables": [], "other_tables": [], "scanned": 0, "owned": 0}
+    return {
+        "settings": {
+            "prefixes": ("hm",),
+            "protected": (),
+            "chains": ("filter/FORWARD", "nat/POSTROUTING"),
+            "backend": "auto",
+            "lock_file": "/tmp/lock",
+            "lease_file": "/tmp/leases",
+            "lock_timeout": 30.0,
+            "wait": 5.0,
+        },
+        "backends": [{"name": "legacy", **backend}, {"name": "nft", **backend}],
+        "iptables": {"path": "/usr/sbin/iptables", "version": "1.8.9", "flavour": "nf_tables", "swept": True},
+        "capabilities": {"CAP_NET_ADMIN": True, "CAP_NET_RAW": False},
+        "locks": {"subnet": {"path": "/tmp/lock", **FREE}, "xtables": {"path": "/run/xtables.lock", **FREE}},
+        "leases": {"path": "/tmp/leases", "exists": True, "leases": 1, "running": 1},
+        "versions": {"netsweep": "1", "python": "3", "kernel": "6", "click": None},
+        "orphans": 0,
+        "waits_for": [],
+        "warnings": [],
+        "errors": [],
+        "status": 0,
+        **changed,
+    }
+
+
+def lines(**changed: Any) -> dict[str, str]:
+    """The lines by the words before the colon; the last is the verdict."""
+    *shown, empty, verdict = doctor_lines(found(**changed))
+    assert empty == ""
+    return {**{name: text.strip() for name, text in (line.split(":", 1) for line in shown)}, "verdict": verdict}
+
+
+def test_a_host_with_nothing_on_it() -> None:
+    shown = lines()
+    assert shown["legacy"] == "x_tables: no ipv4 tables here"
+    assert shown["iptables"] == "/usr/sbin/iptables 1.8.9 (nf_tables); a sweep covers its rules"
+    assert shown["capabilities"] == "CAP_NET_ADMIN yes, CAP_NET_RAW no"
+    assert shown["subnet lock"] == "/tmp/lock: free, as far as /proc shows"
+    assert shown["lease file"] == "/tmp/leases: 1 lease, 1 of running processes"
+    assert shown["settings"] == (
+        "prefixes hm; protected none; chains filter/FORWARD, nat/POSTROUTING; backend auto; lock timeout 30 s; wait 5 s"
+    )
+    assert shown["libraries"] == "click missing"
+    assert shown["verdict"] == "A sweep could run here. It would find nothing to delete."
+
+
+def test_tables_of_every_family_are_shown_and_counts_are_in_the_right_number() -> None:
+    one = {"name": "nft", "family": "ipv4", "tables": ["filter"], "other_tables": [], "scanned": 1, "owned": 1}
+    assert lines(backends=[one])["nft"] == (
+        "nf_tables: ipv4 tables filter; 1 rule in the chains looked at, 1 names a bridge of ours"
+    )
+    others = {**one, "other_tables": ["inet firewalld", "ipv6 filter"], "scanned": 1200, "owned": 2}
+    assert lines(backends=[others])["nft"] == (
+        "nf_tables: ipv4 tables filter; 1,200 rules in the chains looked at, 2 name bridges of ours; "
+        "not looked at: inet firewalld, ipv6 filter"
+    )
+    only_others = {**others, "tables": []}
+    assert lines(backends=[only_others])["nft"] == (
+        "nf_tables: no ipv4 tables here; not looked at: inet firewalld, ipv6 filter"
+    )
+    assert lines(backends=[{**one, "tables": None}])["nft"] == "nf_tables: could not be read"
+
+
+HELD = {"path": "/tmp/lock", "exists": True, "held_by": 12, "holder": "flock", "waiting": 2}
+
+
+@pytest.mark.parametrize(
+    ("lock", "said"),
+    [
+        (HELD, "held by process 12 (flock), 2 waiting"),
+        ({**HELD, "holder": None, "waiting": 0}, "held by process 12"),
+        ({**HELD, "held_by": None}, "held by a process that is not visible here, 2 waiting"),
+        ({**HELD, "exists": False}, "does not exist yet"),
+    ],
+)
+def test_a_lock_is_shown_with_the_process_that_holds_it(lock: dict[str, Any], said: str) -> None:
+    assert lines(locks={"subnet": lock})["subnet lock"] == f"/tmp/lock: {said}"
+
+
+@pytest.mark.parametrize(
+    ("leases", "said"),
+    [
+        ({"exists": False, "leases": 0, "running": 0}, "does not exist: no leases"),
+        ({"exists": True, "leases": None, "running": None}, "could not be read or understood"),
+        ({"exists": True, "leases": 3, "running": 2}, "3 leases, 2 of running processes"),
+    ],
+)
+def test_the_lease_file_is_shown_and_whether_it_exists(leases: dict[str, Any], said: str) -> None:
+    assert lines(leases={"path": "/tmp/leases", **leases})["lease file"] == f"/tmp/leases: {said}"
+
+
+def test_the_verdict_is_what_a_sweep_would_end_with() -> None:
+    failed = lines(status=75, errors=["subnet lock is held", "other"], orphans=3)
+    assert failed["verdict"] == "A sweep would fail here with exit status 75: subnet lock is held"
+    assert lines(orphans=1)["verdict"] == "A sweep could run here. It would delete 1 rule."
+    waiting = lines(orphans=2, waits_for=["subnet"], locks={"subnet": HELD})
+    assert waiting["verdict"] == (
+        "A sweep could run here, once process 12 (flock) releases the subnet lock. It would delete 2 rules."
+    )
+
+
+def test_text_of_the_host_is_escaped() -> None:
+    hostile = "\x1b[31m\n##["
+    backend = {
+        "name": "nft",
+        "family": "ipv4",
+        "tables": [hostile],
+        "other_tables": [hostile],
+        "scanned": 1,
+        "owned": 0,
+    }
+    shown = list(
+        doctor_lines(
+            found(
+                backends=[backend],
+                locks={"subnet": {**HELD, "path": hostile, "holder": hostile}},
+                leases={"path": hostile, "exists": False, "leases": 0, "running": 0},
+                warnings=[hostile],
+                waits_for=["subnet"],
+                orphans=1,
+            )
+        )
+    )
+    assert all(line.isascii() and (line == "" or line.isprintable()) and "##[" not in line for line in shown)
+    assert sum(r"\x1b" in line for line in shown) == 5

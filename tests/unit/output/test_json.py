@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+
+from netsweep import __version__
+from netsweep.model import Chain, Family, Finding, Interface, Rule, Spec, Table, Verdict
+from netsweep.output.json import report_dict, write_json
+from netsweep.report import BackendReport, Report
+from tests.unit.output.reports import finding, swept
+
+
+def written(report: Report) -> str:
+    out = io.StringIO()
+    write_json(report, out)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("number", [0, 1, 99, 100, 101, 200, 250])
+def test_json_is_one_line_that_reads_back_as_the_object(number: int) -> None:
+    report = swept([finding(f"hm{n:x}", n + 1, comment="a\n\udcff\N{SNOWMAN}") for n in range(number)])
+    report.kept = [finding("hm1", n, verdict=Verdict.LIVE) for n in range(number // 2)]
+    report.errors = ["line\nbreak"]
+    text = written(report)
+    assert text.count("\n") == 1
+    assert text.endswith("}\n")
+    assert text.isascii()
+    read = json.loads(text)
+    assert read == report_dict(report)
+    assert (len(read["orphans"]), len(read["kept"])) == (number, number // 2)
+
+
+def test_json_has_every_key_of_the_contract_in_its_order() -> None:
+    report = swept([finding(comment="hypeman-fwd-out-hmdead")])
+    report.overlooked = ["nft inet firewalld"]
+    report.warnings = ["there is no chain filter/X"]
+    read = json.loads(written(report))
+    expected = {
+        "schema": 1,
+        "version": __version__,
+        "command": "sweep",
+        "dry_run": False,
+        "changed": True,
+        "scanned": 1203,
+        "deleted": 1,
+        "orphans": [
+            {
+                "backend": "legacy",
+                "family": "ipv4",
+                "table": "filter",
+                "chain": "FORWARD",
+                "position": 1,
+                "handle": None,
+                "bridge": "hmdead",
+                "in": "hmdead",
+                "out": None,
+                "source": None,
+                "destination": None,
+                "target": "ACCEPT",
+                "comment": "hypeman-fwd-out-hmdead",
+                "verdict": "orphan",
+                "reason": "bridge is gone",
+            }
+        ],
+        "kept": [],
+        "backends": [{"name": "legacy", "family": "ipv4", "scanned": 1203, "orphans": 1, "deleted": 1}],
+        "chains": ["filter/FORWARD", "nat/POSTROUTING"],
+        "overlooked": ["nft inet firewalld"],
+        "leases": {"path": "/tmp/leases", "exists": True, "leases": 3, "running": 1},
+        "locks": {
+            "subnet": {"path": "/tmp/lock", "waited_ms": 0.123, "held_ms": 9.877, "longest_ms": 5.432},
+            "xtables": None,
+        },
+        "duration_ms": 2540.5,
+        "warnings": ["there is no chain filter/X"],
+        "errors": [],
+    }
+    assert read == expected
+    assert list(read) == list(expected)
+    assert list(read["orphans"][0]) == list(expected["orphans"][0])  # type: ignore[index]
+
+
+def test_leases_that_were_not_read_are_null() -> None:
+    assert report_dict(Report("list"))["leases"] is None
+
+
+def test_only_a_restore_tells_what_was_restored() -> None:
+    backends = [BackendReport("nft", Family.IPV4, restored=2)]
+    assert report_dict(Report("restore", backends=backends))["backends"][0]["restored"] == 2
+    assert "restored" not in report_dict(Report("sweep", backends=backends))["backends"][0]
+
+
+@pytest.mark.parametrize("family", Family)
+def test_the_family_is_that_of_the_table(family: Family) -> None:
+    report = Report("list", orphans=[finding(family=family)], backends=[BackendReport("nft", family)])
+    read = json.loads(written(report))
+    assert read["orphans"][0]["family"] == read["backends"][0]["family"] == family.value
+
+
+def test_json_gives_interfaces_as_iptables_writes_them() -> None:
+    spec = Spec(Interface("hm", wildcard=True), Interface("hm1", negated=True))
+    rule = Rule(Chain(Table("nft", Family.IPV4, "filter"), "FORWARD"), 1, 9, spec)
+    shown = report_dict(Report("list", kept=[Finding(rule, Verdict.WILDCARD, "hm+", "")]))["kept"][0]
+    assert (shown["in"], shown["out"], shown["handle"]) == ("hm+", "!hm1", 9)

@@ -1,0 +1,164 @@
+"""What a program that imports netsweep gets: names, types, and no exception but ours."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import netsweep
+from netsweep.errors import NetsweepError, UsageError
+from netsweep.report import Report
+
+PUBLIC = {
+    "functions": {"find_orphans", "sweep", "restore"},
+    "results": {"Report", "BackendReport", "LeaseFile", "LockTimes", "Finding", "Verdict"},
+    "rules": {"Rule", "Spec", "Interface", "Chain", "Table", "Family", "Undo"},
+    "version": {"__version__"},
+    "errors": {"NetsweepError", "UsageError", "NoBackendError", "BusyError", "NotPermittedError", "TableError"},
+}
+
+
+def test_what_is_exported_is_there_and_documented() -> None:
+    assert set(netsweep.__all__) == set().union(*PUBLIC.values())
+    for name in netsweep.__all__:
+        assert inspect.getdoc(getattr(netsweep, name)), name
+
+
+def test_every_type_in_a_report_is_exported() -> None:
+    """What a report holds can be named by who reads it."""
+    exported = {getattr(netsweep, name) for name in netsweep.__all__}
+    for module in ("netsweep.report", "netsweep.model"):
+        tree = ast.parse(Path(str(importlib.import_module(module).__file__)).read_text())
+        fields = [node.annotation for node in ast.walk(tree) if isinstance(node, ast.AnnAssign)]
+        names = {each.id for field in fields for each in ast.walk(field) if isinstance(each, ast.Name)}
+        ours = {getattr(importlib.import_module(module), name, None) for name in names}
+        types = {each for each in ours if inspect.isclass(each) and each.__module__.startswith("netsweep")}
+        assert types <= exported
+
+
+def test_every_exit_status_has_its_error() -> None:
+    errors = [getattr(netsweep, name) for name in PUBLIC["errors"]]
+    assert all(issubclass(error, NetsweepError) for error in errors)
+    assert {error.exit_status for error in errors} == {1, 2, 69, 75, 77}
+
+
+def test_importing_it_is_cheap() -> None:
+    """The libraries are loaded when they are needed."""
+    code = "import sys, netsweep; print(*sorted({'click', 'pyroute2', 'iptc', 'rich'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """What the jobs were called with; they do nothing."""
+    calls: list[tuple[str, dict[str, Any]]] = []
+
+    def note(name: str) -> Any:
+        def job(options: Any, *arguments: Any, **named: Any) -> Report:
+            calls.append((name, {"options": options, "more": arguments, **named}))
+            return Report(name)
+
+        return job
+
+    for name in ("sweep.sweep", "sweep.find_orphans", "restore.restore"):
+        monkeypatch.setattr(f"netsweep.jobs.{name}", note(name.rpartition(".")[2]))
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ({"lock_file": Path("/tmp/none/x")}, None),
+        ({"lease_file": Path("/nonexistent/y")}, None),
+        ({"journal": Path("/nonexistent/y")}, None),
+        ({"wait": "5"}, UsageError),
+        ({"wait": None}, None),
+        ({"prefix": None}, None),
+        ({"prefix": [b"hm"]}, UsageError),
+        ({"prefix": (each for each in ["vm"])}, None),
+        ({"protect": None}, None),
+        ({"protect": [None]}, UsageError),
+        ({"protect": iter([])}, None),
+        ({"chain": [("filter", "FORWARD")]}, UsageError),
+        ({"backend": None}, None),
+        ({"backend": ["nft"]}, UsageError),
+        ({"lock_file": b"/tmp/x"}, UsageError),
+        ({"lock_timeout": True}, UsageError),
+        ({"prefix": 3}, UsageError),
+        ({"journal": object()}, UsageError),
+    ],
+)
+def test_whatever_a_value_is_it_is_taken_or_wrong_usage(
+    jobs: list[tuple[str, dict[str, Any]]], given: dict[str, Any], error: type[Exception] | None
+) -> None:
+    if error:
+        with pytest.raises(error):
+            netsweep.sweep(**given)
+        assert jobs == []
+    else:
+        assert netsweep.sweep(**given).command == "sweep"
+
+
+def test_options_reach_the_job(jobs: list[tuple[str, dict[str, Any]]]) -> None:
+    netsweep.sweep(prefix="vm", wait=1, journal="/x")
+    netsweep.sweep(prefix="vm", dry_run=True)
+    netsweep.find_orphans(protect=["xx"], include_kept=True)
+    netsweep.restore("/x", wait=2, force=True)
+    (sweep, first), (dry, second), (find, third), (restore, fourth) = jobs
+    assert (sweep, dry, find, restore) == ("sweep", "find_orphans", "find_orphans", "restore")
+    assert (first["options"].prefixes, first["options"].wait, first["options"].journal) == (("vm",), 1.0, "/x")
+    assert (second["command"], second["dry_run"]) == ("sweep", True)
+    assert (third["options"].protected, third["keep"]) == (("xx",), True)
+    assert (fourth["options"], fourth["more"], fourth["force"]) == ("/x", (2,), True)
+
+
+def test_the_defaults_stand_once_and_not_in_signatures() -> None:
+    for function in (netsweep.sweep, netsweep.find_orphans, netsweep.restore):
+        for name, parameter in inspect.signature(function).parameters.items():
+            assert parameter.default in (None, False, inspect.Parameter.empty), name
+
+
+def mypy(tmp_path: Path, code: str) -> tuple[int, str]:
+    """The exit status and the output of ``mypy --strict`` on a program."""
+    program = tmp_path / "program.py"
+    program.write_text(code)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", f"--cache-dir={tmp_path}", str(program)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    return done.returncode, done.stdout
+
+
+def test_types_are_checked_where_it_is_installed(tmp_path: Path) -> None:
+    right = "\n".join(
+        [
+            "from pathlib import Path",
+            f"from netsweep import {', '.join(sorted(netsweep.__all__))}",
+            "report: Report = sweep(prefix=iter(['hm']), lock_file=Path('x'), wait=1)",
+            "finding: Finding = report.orphans[0]",
+            "where: tuple[Family, str, Verdict] = (finding.rule.chain.table.family, finding.reason, finding.verdict)",
+            "restore(Path('journal'), force=True)",
+            "again: Report = find_orphans(chain='filter/INPUT', include_kept=True)",
+        ]
+    )
+    wrong = [
+        "from netsweep import Nonsense",
+        "import netsweep",
+        "netsweep.sweep(prefix=3)",
+        "netsweep.sweep(nonsense=1)",
+    ]
+    assert mypy(tmp_path, right) == (0, "Success: no issues found in 1 source file\n")
+    status, said = mypy(tmp_path, "\n".join(wrong))
+    assert status == 1
+    assert 'Module "netsweep" has no attribute "Nonsense"' in said
+    assert {line.split(":")[1] for line in said.splitlines() if ": error:" in line} == {"1", "3", "4"}
