@@ -192,7 +192,7 @@ def test_a_batch_that_was_refused_while_changes_were_lost_is_not_sent_again(
             follow(commits)
         finally:
             if due:
-                lost.append(commits.lost)
+                lost.append(commits.losses > 0)
                 table.run("nft", "add", "table", "inet", "next")  # and this one tells the generation again
 
     def make_it_too_late() -> None:
@@ -218,6 +218,87 @@ def test_a_batch_that_was_refused_while_changes_were_lost_is_not_sent_again(
     lines = [line for line in table.save("nft") if "-A FORWARD" in line]
     assert len(lines) == 4, "what was not read again went"
     assert "DROP" in lines[0]
+
+
+def test_what_others_commit_right_behind_a_batch_does_not_hide_what_they_commit_next(
+    table: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A generation that is told along with our own commit is not counted twice."""
+    follow, sending = Commits.follow, [False]
+
+    def followed(commits: Commits) -> None:
+        if sending[0]:
+            sending[0] = False
+            table.run("nft", "add", "table", "inet", "elsewhere")
+        follow(commits)
+
+    monkeypatch.setattr(Commits, "follow", followed)
+
+    def sweep(backend: Backend) -> None:
+        first, second, *_ = backend.read([FORWARD]).rules
+        with backend.transaction([FORWARD], [first]) as transaction:
+            transaction.delete(transaction.rules)
+            transaction.commit(lambda: sending.__setitem__(0, True))
+
+        def replace() -> None:
+            table.run("nft", f"replace rule ip filter FORWARD handle {second.handle} counter drop")
+
+        with backend.transaction([FORWARD], [second]) as transaction:
+            transaction.delete(transaction.rules)
+            with pytest.raises(ContentionError):
+                transaction.commit(replace)
+
+    within(table, sweep)
+    assert sum("DROP" in line for line in table.save("nft")) == 1
+
+
+def test_a_batch_whose_answer_is_lost_is_not_taken_for_one_that_changed_nothing(
+    table: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow = Commits.follow
+
+    def followed(commits: Commits) -> None:
+        follow(commits)
+        commits._answers.clear()
+
+    monkeypatch.setattr(Commits, "follow", followed)
+
+    def sweep(backend: Backend) -> None:
+        with backend.transaction([FORWARD], backend.read([FORWARD]).rules) as transaction:
+            transaction.delete(transaction.rules)
+            with pytest.raises(NetsweepError, match="not known whether") as raised:
+                transaction.commit()
+            assert not isinstance(raised.value, ContentionError)
+
+    within(table, sweep)
+
+
+def test_after_changes_were_lost_a_transaction_commits_no_more(
+    table: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it read may have changed, though the generation is told again."""
+    follow, sending = Commits.follow, [False]
+
+    def followed(commits: Commits) -> None:
+        follow(commits)
+        if sending[0]:
+            sending[0] = False
+            commits.losses += 1
+            raise ContentionError("lost")
+
+    monkeypatch.setattr(Commits, "follow", followed)
+
+    def sweep(backend: Backend) -> None:
+        first, second, *_ = backend.read([FORWARD]).rules
+        with backend.transaction([FORWARD], [first, second]) as transaction:
+            transaction.delete([first])
+            transaction.commit(lambda: sending.__setitem__(0, True))
+            transaction.delete([second])
+            with pytest.raises(ContentionError):
+                transaction.commit()
+
+    within(table, sweep)
+    assert comments(table) == ["other", "hm-b", "hm-c"]
 
 
 @pytest.mark.parametrize("undo", [False, True])

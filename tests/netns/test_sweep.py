@@ -639,6 +639,44 @@ def test_with_the_interfaces_read_first_such_a_bridge_would_be_called_dead(
     assert {finding.bridge for finding in report.orphans} == {"hmdead", "hmbac"}
 
 
+@pytest.mark.parametrize("when", ["living", "leased_since"])
+def test_a_rule_that_sends_to_an_interface_that_came_meanwhile_stays(
+    ns: Namespace, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """By its number: before the look the rule sends nowhere, or to a number that no interface has."""
+    add = 'table ip filter { chain FORWARD { ip saddr 10.0.0.1 counter comment "hypeman-fwd-hmdead"; }; }'
+    sends = 'ip saddr 10.0.0.1 dup to 10.0.0.9 device "hm77" comment "hypeman-fwd-hmdead"'
+    ns.run("nft", add)
+    handle = re.findall(r"counter.*# handle (\d+)", ns.run("nft", "-a", "list", "ruleset").stdout)[0]
+
+    def come() -> None:
+        ns.run("ip", "link", "add", "hm77", "index", "77", "type", "bridge")
+
+    def replace() -> None:
+        ns.run("nft", f"replace rule ip filter FORWARD handle {handle} {sends}")
+
+    if when == "leased_since":
+        come()
+        replace()
+        ns.run("ip", "link", "del", "hm77")
+    original, times = getattr(Judge, when), list[str]()
+
+    def asked(*arguments: Any) -> Any:
+        result = original(*arguments)
+        if not times:
+            come()
+            if when == "living":
+                replace()
+        times.append(when)
+        return result
+
+    monkeypatch.setattr(Judge, when, asked)
+    in_process(ns, monkeypatch)
+    assert ns.inside(lambda: netsweep.sweep(backend="nft")).deleted == 0
+    assert times
+    assert "hypeman-fwd-hmdead" in ns.ruleset()
+
+
 def test_asked_only_before_the_locks_such_a_bridge_would_lose_its_rules(
     ns: Namespace, monkeypatch: pytest.MonkeyPatch, flavour: str
 ) -> None:

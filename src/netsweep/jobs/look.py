@@ -110,10 +110,12 @@ class Judge:
 
     def confirm(self, orphans: Sequence[Rule], life: Life) -> None:
         """Ask again which interfaces exist; raises :class:`ContentionError` where one keeps an orphan now."""
-        gone, _ = self._find(life.gone, ())
-        came = life.gone - gone
-        if came and len(self.policy.orphans(orphans, life._replace(gone=life.gone - came))) < len(orphans):
-            raise ContentionError(f"{min(came)} was made meanwhile")
+        gone, devices = self._find(life.gone, life.devices)
+        if (gone, devices) == (life.gone, life.devices):
+            return
+        if len(self.policy.orphans(orphans, life._replace(gone=gone, devices=devices))) < len(orphans):
+            came = ", ".join(sorted(life.gone - gone)[:1])
+            raise ContentionError(f"{came or 'an interface'} was made meanwhile")
 
     def _find(
         self, names: Collection[str], indexes: Collection[int]

@@ -157,9 +157,11 @@ class _Line:
         """The one of ``nodes`` that is meant; of several copies only where none came or went."""
         if len(nodes) == 1:
             return nodes[0]
+        by_place = {node.at: node for node in nodes}  # of two that are planned for one place, none is known as first
         for anchor in anchors:
             if nodes and nodes[0].identity == anchor.identity:
-                return sorted(nodes, key=lambda node: node.at)[anchor.number] if len(nodes) == anchor.copies else None
+                known = len(by_place) == len(nodes) == anchor.copies
+                return by_place[sorted(by_place)[anchor.number]] if known else None
         return None
 
 

@@ -102,8 +102,10 @@ class Policy:
             kept = _alive(needed, life)
         return kept or (settled or Verdict.UNDECIDABLE, bridge, reason)
 
-    def _receiver(self, tie: Tie, life: Life) -> tuple[Verdict, str, str] | None:
+    def _receiver(self, tie: Tie, life: Life) -> tuple[Verdict, str | None, str] | None:
         """Why an interface keeps the tie that its rule sends packets to by number."""
+        if not life.devices.keys() >= set(tie.indexes):  # the rule changed since it was asked who is alive
+            return Verdict.UNDECIDABLE, tie.bridge, "it sends packets to an interface that is not known"
         for name in [name for index in tie.indexes for name in life.devices.get(index, ())]:
             if self.names.protects(name):
                 return Verdict.PROTECTED, name, f"it sends packets to {name}, which is protected"

@@ -559,6 +559,7 @@ def test_the_first_match_of_each_direction_counts_and_the_second_is_told() -> No
         (lookup(b"__map1", 2, 0), True),
         # Elements of a set may count, limit or have a quota.
         (lookup(b"named", 2), True),
+        (lookup(b"__setx", 2), True),
         (lookup(b"named", 2, 3), True),
         (expression(b"ct", number(1, 2), number(2, 0)), False),
         (expression(b"ct", number(4, 2), number(2, 3)), True),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import count
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from netsweep.errors import NetsweepError
@@ -142,6 +142,7 @@ def test_after_a_sweep_that_was_killed_only_what_went_comes_back(
 
 @fast
 @given(lines())
+@example((["b", "a", "a"], [0, 1, 2], 1, True))
 def test_in_a_table_that_was_made_anew_as_it_was_rules_come_back(
     line: tuple[list[str], list[int], int, bool],
 ) -> None:

@@ -355,6 +355,7 @@ def test_nothing_that_is_alive_or_in_doubt_is_an_orphan(
         everywhere = [*matched, *spec.physdev]
         received = [*spec.devices, *(name for index in spec.device_indexes for name in devices.get(index, ()))]
         assert not any(each.wildcard for each in everywhere)
+        assert devices.keys() >= set(spec.device_indexes), "nobody asked which interface that is"
         assert not any(name.startswith("ha") for name in [each.name for each in everywhere] + received)
         assert all(len(each.encode("utf-8", "surrogateescape")) < COMMENT_MAX for each in spec.comments)
         # Whatever else it names is not alive.

@@ -5,6 +5,7 @@ Numbers are those of ``linux/netfilter/nf_tables.h`` and ``nf_tables_compat.h``.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -80,6 +81,9 @@ _FIB_PRESENT = 1 << 5
 """NFTA_FIB_F_PRESENT: not which interface, but whether there is one."""
 
 _LOGGING = ("LOG", "NFLOG")
+
+_ANONYMOUS = re.compile(rb"__(set|map)[0-9]+\0")
+"""Names that nft gives to sets and maps without one."""
 
 _BY_SET = "matches interfaces by a set"
 _BY_OPERATION = "does with an interface's name what cannot be read"
@@ -525,7 +529,7 @@ def _refine_immediate(step: _Step, data: dict[int, bytes]) -> None:
 
 def _refine_lookup(step: _Step, data: dict[int, bytes]) -> None:
     # The elements of a set may count. What a set without a name counts goes with its rule.
-    has_name = not data.get(1, b"").startswith((b"__set", b"__map"))
+    has_name = not _ANONYMOUS.fullmatch(data.get(1, b""))
     step.effect = has_name or (3 in data and step.effect)
     step.how = _BY_SET
 

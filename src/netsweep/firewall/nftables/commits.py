@@ -23,7 +23,7 @@ from collections.abc import Collection, Sequence
 from pyroute2.netlink import NETLINK_NETFILTER, NLM_F_ACK, NLMSG_ERROR
 from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES
 
-from netsweep.errors import ContentionError
+from netsweep.errors import ContentionError, NetsweepError
 from netsweep.firewall.extensions import text
 from netsweep.firewall.nftables import messages as nft
 from netsweep.host import netlink
@@ -69,13 +69,13 @@ class Commits:
 
     ``generation`` is the newest one; give it the one that is read right after this was made. ``changed``
     are the rules that others made, replaced or deleted, and the chains and tables that they deleted;
-    ``lost`` says that there may have been more.
+    ``losses`` says how often there may have been more.
     """
 
     def __init__(self) -> None:
         self.generation = 0
         self.changed: set[Changed] = set()
-        self.lost = False
+        self.losses = 0
         self._answers: list[tuple[int, int]] = []
         self._chains: dict[tuple[Family, bytes, bytes], Chain] = {}
         self._socket = netlink.open_socket(NETLINK_NETFILTER)
@@ -125,7 +125,8 @@ class Commits:
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise netlink.refused(error.errno or errno.EIO, "following nf_tables") from error
-                self.lost = lost = True
+                lost = True
+                self.losses += 1
                 continue
             self._take(buffer)
         if lost:
@@ -139,14 +140,17 @@ class Commits:
         netlink.enlarge(self._socket, send=2 * len(prepared) + 2**16)
         return prepared
 
-    def send(self, prepared: bytes, doing: str, *, commit: bool = True) -> None:
+    def send(self, prepared: bytes, doing: str, *, commit: bool = True) -> int:
         """Send a batch that counts only in :attr:`generation`; raise what the kernel says of it.
+
+        Returns the generation that it made.
 
         Without ``commit`` the kernel checks the batch and changes nothing. It does all the work within
         the send, so every answer is there when that returns. It answers each message that failed; of
         those that worked only the last is asked to answer, as a receipt that the whole was read (before
         Linux 6.10 the end of a batch gives none).
         """
+        made = self.generation + 1 & 0xFFFFFFFF or 1  # nf_tables_commit leaves 0 out
         only_in = nft.attribute(nft.BATCH_GENID, struct.pack(">I", self.generation)) if commit else b""
         begin, end = nft.batch_edge(nft.BATCH_BEGIN, only_in), nft.batch_edge(nft.BATCH_END) if commit else b""
         self._answers.clear()
@@ -166,9 +170,12 @@ class Commits:
                 raise TooLateError(f"{doing}: nf_tables changed meanwhile")
             raise netlink.refused((final or failures)[0], doing)
         if (_RECEIPT, 0) not in self._answers:
-            raise ContentionError(f"{doing}: the kernel gave no receipt")
+            # To try again would hide what this has changed, if it has.
+            raise NetsweepError(f"{doing}: the kernel's answer was lost, so it is not known whether this was done")
         if commit:
-            self.generation = self.generation + 1 & 0xFFFFFFFF or 1  # nf_tables_commit leaves 0 out
+            # What others committed since may have been followed already.
+            self.generation = max(made, self.generation, key=lambda each: (each - made + 2**31) & 0xFFFFFFFF)
+        return made
 
     def _take(self, buffer: bytes) -> None:
         for offset, end, kind, _ in netlink.messages(buffer):

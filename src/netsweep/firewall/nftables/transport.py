@@ -121,7 +121,7 @@ class NftablesBackend:
         commits = self._following()
         with suppress(ContentionError):  # what was lost is read again
             commits.follow()
-        if commits.lost:
+        if commits.losses:
             commits.generation = self._generation()
         # Callers hold rules as they were first read, so changed ones are read again in every transaction.
         self._stale |= commits.changed
@@ -129,7 +129,7 @@ class NftablesBackend:
         found = (
             {chain: self._order(commits.generation, chain) for chain in chains if self._exists(chain)} if orders else {}
         )
-        current = self._current(rules, lost=commits.lost)
+        current = self._current(rules, lost=commits.losses > 0)
         yield _Transaction(self, commits, table, self._incarnations.get(table), current, found)
 
     def _following(self) -> Commits:
@@ -360,6 +360,7 @@ class _Transaction:
         self.orders = orders
         self._backend = backend
         self._commits = commits
+        self._losses = commits.losses
         self._table = table
         self._messages: list[bytes] = []
         self._deleted: Sequence[Rule] = ()
@@ -400,18 +401,17 @@ class _Transaction:
         give_up = time.monotonic() + _RETRY_FOR
         while True:
             self._commits.follow()
-            changed = self._commits.changed
-            if not changed.isdisjoint(self._needed):
+            if self._commits.losses > self._losses or not self._commits.changed.isdisjoint(self._needed):
                 raise ContentionError(f"rules of {self._table} changed meanwhile")
             confirm()  # behind this the generation stays: rules that come with a bridge make another one
             try:
-                self._send(prepared, commit=True)
+                made = self._send(prepared, commit=True)
                 break
             except TooLateError:
                 if time.monotonic() > give_up:
                     self._backend.refused(len(self._messages))
                     raise
-        self._backend.committed(self._commits.generation, self._filled, self._deleted)
+        self._backend.committed(made, self._filled, self._deleted)
         self._clear()
 
     def _clear(self) -> None:
@@ -420,10 +420,10 @@ class _Transaction:
         self._needed.clear()
         self._deleted = ()
 
-    def _send(self, prepared: bytes, *, commit: bool) -> None:
+    def _send(self, prepared: bytes, *, commit: bool) -> int:
         doing = f"changing {self._table}"
         try:
-            self._commits.send(prepared, doing, commit=commit)
+            return self._commits.send(prepared, doing, commit=commit)
         except netlink.GoneError as error:
             if self._deleted:
                 # Their chain was renamed; the kernel's message has only the new name.
