@@ -59,6 +59,8 @@ class Host(Namespace):
 
     def __init__(self, namespace: Namespace) -> None:
         super().__init__(namespace.name, namespace.directory)
+        # Coverage slows down who races, and waits at the end for locks that a signal may have interrupted.
+        self.coverage = {}
         self._identity = os.stat(f"/run/netns/{self.name}").st_ino
 
     def command(self, *arguments: str) -> list[str]:
@@ -396,10 +398,6 @@ def kills(host: Host, flavour: str, seconds: float, at_least: int = 0, bridges: 
     return victims.tally
 
 
-VICTIM = ("env", "-u", "COVERAGE_PROCESS_CONFIG", *NETSWEEP, "sweep")
-"""What coverage does at the end of a process may wait for a lock that the signal interrupted."""
-
-
 class Victims:
     """Sweeps of the same rules again and again, each ended by a signal."""
 
@@ -451,7 +449,7 @@ class Victims:
         return Course(statistics.median(whole), statistics.median(locked))
 
     def _kill_anywhere(self, number: signal.Signals) -> subprocess.CompletedProcess[str]:
-        process = self._host.start(*VICTIM)
+        process = self._host.start(*NETSWEEP, "sweep")
         began = time.monotonic()
         if number != signal.SIGKILL:
             _wait_for_handler(process, number)
@@ -461,7 +459,7 @@ class Victims:
 
     def _kill_under_lock(self, number: signal.Signals) -> subprocess.CompletedProcess[str]:
         with flocked(self._host.lock_file):
-            process = self._host.start(*VICTIM)
+            process = self._host.start(*NETSWEEP, "sweep")
             wait_until_queued(process.pid, self._host.lock_file)
         time.sleep(random.uniform(0, self._course.locked * 2))
         return _end(process, number)
