@@ -11,6 +11,9 @@ from typing import NamedTuple
 BACKENDS = ("legacy", "nft")
 """The backends of the kernel, in the order in which they are swept: x_tables and nf_tables."""
 
+BACKEND_OF_FLAVOUR = {"legacy": "legacy", "nf_tables": "nft"}
+"""The backend of each flavour of iptables, as ``iptables -V`` names these."""
+
 INTERFACE_NAME_MAX = 15
 """IFNAMSIZ (linux/if.h) without the closing NUL."""
 

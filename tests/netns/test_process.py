@@ -364,7 +364,7 @@ def until_enough(ns: Namespace, option: str, limits: Iterable[int], *arguments: 
     """Sweep under every limit, from the first under which netsweep gets as far as where it can tell of a failure."""
     for limit in limits:
         run = ("prlimit", f"{option}={limit}")
-        probe = "import netsweep.__main__, netsweep.cli.sweep, netsweep.output.json"
+        probe = "import runpy, netsweep.__main__, netsweep.cli.sweep, netsweep.output.json"
         if ns.run(*run, sys.executable, "-c", probe, check=False).returncode == 0:
             yield ns.run(*run, *NETSWEEP, "sweep", *arguments, check=False)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from netsweep.firewall.nftables.codec import decode, read_rule, spec_of
+from netsweep.firewall.nftables.codec import read_rule, spec_of
 from netsweep.firewall.nftables.undo import rule_attributes, undo_of
 from netsweep.host import netlink
 from netsweep.model import Interface, Spec
@@ -22,6 +22,11 @@ FAMILIES = ("ip", "ip6", "inet")
 TABLE, CHAIN = "filter", "FORWARD"
 LONGEST = "hm0123456789abc"
 COMMENT = 'comment "hypeman-x-hmdead"'
+
+
+def spec_in(message: bytes) -> Spec:
+    return spec_of(read_rule(message)[2])
+
 
 NETLINK_NETFILTER = 12
 NEWRULE, GETRULE, GETSET, DONE, ERROR = 6, 7, 10, 3, 2
@@ -97,7 +102,7 @@ class Native:
         return dump(self.ns, self.family)[-len(lines) :]
 
     def read(self, *lines: str) -> list[Spec]:
-        return [decode(each)[2] for each in self.add(*lines)]
+        return [spec_in(each) for each in self.add(*lines)]
 
 
 @pytest.fixture(params=FAMILIES)
@@ -217,7 +222,7 @@ def known(native: Native, lines: Sequence[str]) -> Iterator[tuple[str, Spec]]:
         rule = f"{line.replace('ADDRESS', native.address)} oifname hmdead iifname != eth0"
         done = native.ns.run("nft", f"add rule {native.family} {TABLE} {CHAIN} {rule}", check=False)
         if done.returncode == 0:
-            yield line, decode(dump(native.ns, native.family)[-1])[2]
+            yield line, spec_in(dump(native.ns, native.family)[-1])
 
 
 def test_a_match_behind_an_effect_says_so_and_one_behind_other_matches_does_not(native: Native) -> None:
@@ -285,7 +290,7 @@ def test_devices_of_packets_that_are_passed_on(ns: Namespace) -> None:
     ns.run("nft", f"add table netdev {TABLE}; add chain netdev {TABLE} {CHAIN}")
     for line in ("fwd to hm11fe", "dup to hm11fe", "fwd to ip saddr map { 10.0.0.1 : hm11fe }"):
         ns.run("nft", f"add rule netdev {TABLE} {CHAIN} {line}")
-    *told, from_map = (decode(each)[2] for each in dump(ns, "netdev"))
+    *told, from_map = (spec_in(each) for each in dump(ns, "netdev"))
     assert [(each.device_indexes, each.unreadable) for each in told] == [((index,), None)] * 2
     assert "does not tell" in (from_map.unreadable or "")
 
@@ -315,7 +320,7 @@ REMARKS = [
 def test_comments_are_read_byte_for_byte(ns: Namespace, program: str, family: str) -> None:
     for remark in REMARKS:
         ns.run(program, "-A", CHAIN, "-i", "hmdead", "-j", "DROP", "-m", "comment", "--comment", remark)
-    specs = [decode(each)[2] for each in dump(ns, family)]
+    specs = [spec_in(each) for each in dump(ns, family)]
     assert [each.comments for each in specs] == [(remark,) for remark in REMARKS]
     assert {(each.in_interface, each.unreadable) for each in specs} == {(Interface("hmdead"), None)}
 
@@ -324,7 +329,7 @@ def test_several_comments_are_told_apart_and_each_once(ns: Namespace) -> None:
     remarks = ["hypeman-x-hm1", "a b", "hypeman-x-hm1", "c"]
     options = [part for remark in remarks for part in ("-m", "comment", "--comment", remark)]
     ns.run("iptables-nft", "-A", CHAIN, *options, "-j", "DROP")
-    assert decode(dump(ns)[0])[2].comments == ("hypeman-x-hm1", "a b", "c")
+    assert spec_in(dump(ns)[0]).comments == ("hypeman-x-hm1", "a b", "c")
 
 
 def test_comments_of_native_rules_are_read_byte_for_byte(native: Native) -> None:
@@ -369,7 +374,7 @@ def test_iptables_puts_its_interfaces_before_every_effect(ns: Namespace, program
     plain = [*EXTENSIONS, *OF_IPV6, "-m devgroup --dst-group 0 -j DROP", "-m nfacct --nfacct-name x"]
     bodies = [f"-i hm1 ! -o eth+ {body}" for body in plain if "-i hmdead" not in body]
     accepted = accept_all(ns, program, bodies)
-    specs = [decode(each)[2] for each in dump(ns, family)]
+    specs = [spec_in(each) for each in dump(ns, family)]
     assert len(specs) == len(accepted) > 30
     for body, spec in zip(accepted, specs, strict=True):
         assert (spec.in_interface, spec.out_interface) == (Interface("hm1"), Interface("eth", True, True)), body
@@ -386,7 +391,7 @@ def test_ports_and_devices_of_iptables(ns: Namespace) -> None:
     )
     ns.run("iptables-nft", "-A", CHAIN, "-j", "TEE", "--gateway", "10.9.9.9", "--oif", "hm11fe")
     ns.run("iptables-nft", "-A", CHAIN, "-j", "TEE", "--gateway", "10.9.9.9")
-    physdev, device, gateway = (decode(each)[2] for each in dump(ns))
+    physdev, device, gateway = (spec_in(each) for each in dump(ns))
     assert physdev.physdev == (Interface("hm1"), Interface("ha", wildcard=True, negated=True))
     assert (device.devices, gateway.devices) == (("hm11fe",), ())
     assert [(each.target, each.unreadable) for each in (device, gateway)] == [("TEE", None)] * 2

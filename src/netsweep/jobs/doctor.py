@@ -18,7 +18,7 @@ from netsweep.host.locks import xtables_lock_path
 from netsweep.host.programs import find_program
 from netsweep.jobs.look import BackendSurvey, survey
 from netsweep.jobs.sweep import find_orphans
-from netsweep.model import Family
+from netsweep.model import BACKEND_OF_FLAVOUR, Family
 from netsweep.profiles.options import Options
 from netsweep.version import __version__
 
@@ -32,7 +32,6 @@ _CAPABILITIES = {
 
 _LIBRARIES = ("click", "filelock", "pyroute2", "python-iptables")
 _IPTABLES_VERSION = re.compile(r"v(\S+)(?: \((\w+)\))?")
-_BACKEND_OF = {"nf_tables": "nft", "legacy": "legacy"}
 
 
 @dataclass
@@ -171,7 +170,7 @@ def _iptables(swept: list[str]) -> dict[str, Any]:
     if version := _IPTABLES_VERSION.search(said):
         # Before 1.8 there was one flavour only, and its output does not name it.
         flavour = version.group(2) or "legacy"
-        iptables.update(version=version.group(1), flavour=flavour, swept=_BACKEND_OF.get(flavour) in swept)
+        iptables.update(version=version.group(1), flavour=flavour, swept=BACKEND_OF_FLAVOUR.get(flavour) in swept)
     return iptables
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from netsweep.model import BACKEND_OF_FLAVOUR
 from netsweep.output.escape import escape
 from netsweep.output.text import count
 
 _KINDS = {"legacy": "x_tables", "nft": "nf_tables"}
-
-_BACKEND_OF = {"nf_tables": "nft", "legacy": "legacy"}
 
 
 def doctor_lines(found: Mapping[str, Any]) -> Iterator[str]:
@@ -75,7 +74,7 @@ def _iptables(found: Mapping[str, Any]) -> str:
     known = f"{iptables['path']} {iptables['version']} ({iptables['flavour']})"
     if iptables["swept"]:
         return f"{known}; a sweep covers its rules"
-    if _BACKEND_OF.get(iptables["flavour"]) not in [each["name"] for each in found["backends"]]:
+    if BACKEND_OF_FLAVOUR.get(iptables["flavour"]) not in [each["name"] for each in found["backends"]]:
         return f"{known}; --backend leaves its rules out"
     return f"{known}; it has no tables here"
 

@@ -18,11 +18,6 @@ SCHEMA = 1
 _RULE_LISTS = ("orphans", "kept")
 
 
-def report_dict(report: Report) -> dict[str, Any]:
-    """The report as a plain object."""
-    return {name: list(value) if name in _RULE_LISTS else value for name, value in _fields(report)}
-
-
 def write_json(report: Report, out: TextIO) -> None:
     """Write the report as one line; the rules by the hundred, as there may be very many."""
     separator = "{"

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import io
 import json
+from typing import Any
 
 import pytest
 
 from netsweep import __version__
 from netsweep.model import Chain, Family, Finding, Interface, Rule, Spec, Table, Verdict
-from netsweep.output.json import report_dict, write_json
+from netsweep.output.json import write_json
 from netsweep.report import BackendReport, Report
 from tests.unit.output.reports import finding, swept
 
@@ -16,6 +17,10 @@ def written(report: Report) -> str:
     out = io.StringIO()
     write_json(report, out)
     return out.getvalue()
+
+
+def said(report: Report) -> Any:
+    return json.loads(written(report))
 
 
 @pytest.mark.parametrize("number", [0, 1, 99, 100, 101, 200, 250])
@@ -28,7 +33,6 @@ def test_json_is_one_line_that_reads_back_as_the_object(number: int) -> None:
     assert text.endswith("}\n")
     assert text.isascii()
     read = json.loads(text)
-    assert read == report_dict(report)
     assert (len(read["orphans"]), len(read["kept"])) == (number, number // 2)
 
 
@@ -83,13 +87,13 @@ def test_json_has_every_key_of_the_contract_in_its_order() -> None:
 
 
 def test_leases_that_were_not_read_are_null() -> None:
-    assert report_dict(Report("list"))["leases"] is None
+    assert said(Report("list"))["leases"] is None
 
 
 def test_only_a_restore_tells_what_was_restored() -> None:
     backends = [BackendReport("nft", Family.IPV4, restored=2)]
-    assert report_dict(Report("restore", backends=backends))["backends"][0]["restored"] == 2
-    assert "restored" not in report_dict(Report("sweep", backends=backends))["backends"][0]
+    assert said(Report("restore", backends=backends))["backends"][0]["restored"] == 2
+    assert "restored" not in said(Report("sweep", backends=backends))["backends"][0]
 
 
 @pytest.mark.parametrize("family", Family)
@@ -102,5 +106,5 @@ def test_the_family_is_that_of_the_table(family: Family) -> None:
 def test_json_gives_interfaces_as_iptables_writes_them() -> None:
     spec = Spec(Interface("hm", wildcard=True), Interface("hm1", negated=True))
     rule = Rule(Chain(Table("nft", Family.IPV4, "filter"), "FORWARD"), 1, 9, spec)
-    shown = report_dict(Report("list", kept=[Finding(rule, Verdict.WILDCARD, "hm+", "")]))["kept"][0]
+    shown = said(Report("list", kept=[Finding(rule, Verdict.WILDCARD, "hm+", "")]))["kept"][0]
     assert (shown["in"], shown["out"], shown["handle"]) == ("hm+", "!hm1", 9)

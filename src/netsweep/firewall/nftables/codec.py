@@ -210,12 +210,6 @@ def spec_of(content: Content) -> Spec:
     return reading.spec()
 
 
-def decode(message: bytes) -> tuple[int, int | None, Spec]:
-    """Give handle, position and meaning of an NFT_MSG_NEWRULE message; see :func:`read_rule`."""
-    handle, position, content = read_rule(message)
-    return handle, position, spec_of(content)
-
-
 def split_expression(expression: bytes) -> tuple[bytes, dict[int, bytes]]:
     """Take one element of NFTA_RULE_EXPRESSIONS apart: name, and data by attribute."""
     found = _found(expression)

@@ -16,8 +16,8 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 
 from netsweep.firewall import Addition, Scan, Standing, Transaction
+from netsweep.firewall.xtables.bindings import Counters, libiptc
 from netsweep.firewall.xtables.codec import ENTRY_SIZE, NFCACHE_OFFSET, SIZE_OFFSET, decode, parts
-from netsweep.firewall.xtables.library import Counters, libiptc
 from netsweep.firewall.xtables.modules import existing_tables
 from netsweep.host import locks
 from netsweep.model import Chain, Rule, Table, Undo
