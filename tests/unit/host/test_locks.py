@@ -19,7 +19,7 @@ from netsweep.errors import BusyError, NetsweepError
 from netsweep.host import locks
 from netsweep.host.locks import held, xtables_lock_path
 from netsweep.report import LockTimes
-from tests.namespace import flocked, wait_until_queued
+from tests.namespace import flocked, is_free, wait_until_queued
 
 
 @pytest.fixture
@@ -42,15 +42,6 @@ def refuse(path: Path, timeout: float, kind: type[NetsweepError] = BusyError) ->
         raise AssertionError("took a lock that is held")
     assert type(raised.value) is kind
     return str(raised.value)
-
-
-def is_free(path: Path) -> bool:
-    with path.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
