@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from typing import Any
 
@@ -433,3 +434,37 @@ def test_handles_tell_twins_apart_and_a_twin_made_anew_is_another_rule(table: Na
 
     within(table, sweep)
     assert comments(table) == ["other", "hm-c"]
+
+
+def test_a_dump_that_skipped_rules_is_not_complete_though_the_kernel_says_nothing(
+    ns: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rules leave their chain after the generation was counted up, so a dump that begins in between is not told."""
+    ns.restore("nft", restore_input({"filter": [f"-A FORWARD -i hm{number} -j ACCEPT" for number in range(800)]}))
+    whole = netlink.dump
+
+    def told_nothing(sock: socket.socket, request: bytes, doing: str) -> Iterator[tuple[bytes, int, int]]:
+        with suppress(netlink.InterruptedDumpError):
+            for number, message in enumerate(whole(sock, request, doing)):
+                if number == 1 and doing == f"reading {FORWARD}":
+                    ns.run(*["iptables-nft", "-D", "FORWARD", "1"])
+                yield message
+
+    monkeypatch.setattr(netlink, "dump", told_nothing)
+
+    def read(backend: Backend) -> None:
+        scan = backend.read([FORWARD])
+        assert len(scan.rules) == 799
+        assert not scan.complete
+
+    within(ns, read)
+
+
+def test_waiting_for_a_commit_that_is_under_way_changes_nothing(table: Namespace) -> None:
+    def wait() -> None:
+        with closing(Commits()) as commits, closing(Commits()) as other, unchanged(table):
+            commits.settle()
+            other.follow()
+            assert (other.generation, other.changed) == (0, set()), "a generation was made"
+
+    table.inside(wait)

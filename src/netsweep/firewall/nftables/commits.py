@@ -7,9 +7,9 @@ on the kernel's messages tell whether one of them was touched, and which generat
 takes 0.1 ms for any number of rules. A commit is told before it gives the mutex back (nf_tables_commit),
 so all that came before a batch that is refused has been told by then.
 
-What is not proven: the kernel counts the generation up a few instructions before the new rules are in
-force. A writer that is stopped just there, from before the socket joined until our batch waits for it,
-goes unseen.
+The kernel counts the generation up before the new rules are in force and before the old ones have left
+their chains, and tells nobody of what a commit did before somebody listened. So a commit that is under way
+when the socket joins is waited for (:meth:`Commits.settle`) before the generation is read.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class TooLateError(ContentionError):
 class Commits:
     """Follows what others commit in this network namespace, from when it is made, and commits batches.
 
-    ``generation`` is the newest one; give it the one that is read right after this was made. ``changed``
+    ``generation`` is the newest one; give it the one that is read right after :meth:`settle`. ``changed``
     are the rules that others made, replaced or deleted, and the chains and tables that they deleted;
     ``losses`` says how often there may have been more.
     """
@@ -113,6 +113,17 @@ class Commits:
         held = ctypes.create_string_buffer(program, len(program))
         filter_of = struct.pack("HP", len(program) // 8, ctypes.addressof(held))
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_of)
+
+    def settle(self) -> None:
+        """Wait until a commit that is under way has ended: an empty batch queues behind it and changes nothing.
+
+        The kernel takes its commit mutex for a batch (nf_tables_valid_genid) and leaves the generation as it
+        is where there is nothing to commit (nf_tables_commit).
+        """
+        try:
+            self._socket.send(nft.batch_edge(nft.BATCH_BEGIN) + nft.batch_edge(nft.BATCH_END))
+        except OSError as error:
+            raise netlink.refused(error.errno or errno.EIO, "following nf_tables") from error
 
     def follow(self) -> None:
         """Take in what was committed; raises :class:`ContentionError` where that is more than the socket holds."""
