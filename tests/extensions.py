@@ -70,6 +70,19 @@ EXTENSIONS = [
 ]
 """What stands in rules; the least a kernel has to know of it is tested for."""
 
+IPV6 = [
+    "-p ipv6-icmp -m icmp6 --icmpv6-type 128 -j ACCEPT",
+    "! -s fd00:1::/64 -d 2001:db8::1/128 -j DROP",
+    "-m hl --hl-gt 64 -j DROP",
+    "-m rt --rt-type 0 -j DROP",
+    "-m frag --fragid 7:9 --fragfirst -j DROP",
+    "-m ipv6header --header dst,esp --soft -j DROP",
+    "-m ah --ahspi 500 -j DROP",
+    "-m eui64 -j DROP",
+    "-j REJECT --reject-with icmp6-port-unreachable",
+]
+"""What only rules of IPv6 hold."""
+
 NAT = [
     "-s 10.200.1.0/24 ! -o eth0 -j MASQUERADE --random",
     "-p tcp -j MASQUERADE --to-ports 1024-2048",
@@ -80,6 +93,26 @@ NAT = [
     "-j RETURN",
 ]
 
+
+REMARKS = [
+    "x" * 255,
+    "x" * 248 + "-hmdead",
+    "é" * 127 + "x",
+    "€" * 85,
+    "\udcff" * 255,
+    "\udcc3-hmdead",
+    "\udced\udca0\udc80",
+    "\ufeffhm1",
+    'quotes " \' ` \\" and -hmdead',
+    "ends with a backslash \\",
+    "new\nline\r\n\ttab\n",
+    "\x1b[31m\x07\x7f\x01",
+    " spaces around ",
+    "-j DROP --comment x",
+    "%s %n %0A",
+    "",
+]
+"""Comments that are hard to read right: the longest, those that are no text, those that look like something else."""
 
 UNREADABLE = ("-m set ", "-j SET ", "-m bpf ", "-m devgroup ")
 """What may hold interfaces that a rule's text does not tell, so that a comment alone is no tie beside it."""
@@ -96,13 +129,12 @@ def orphan(chain: str, body: str) -> str:
     return f"-A {chain} {match}{COMMENT} {body}".rstrip()
 
 
-def accepted(ns: Namespace, flavour: str, table: str, chain: str, bodies: list[str]) -> list[str]:
+def accepted(ns: Namespace, flavour: str, table: str, chain: str, bodies: list[str], family: str = "ipv4") -> list[str]:
     """The orphans for ``chain``, with one of ``bodies`` each, that this kernel and this iptables know."""
     known = []
     for body in bodies:
         rule = orphan(chain, body)
         text = restore_input({table: [":USERS - [0:0]", "-F", rule]})
-        done = ns.run(f"iptables-{flavour}-restore", "--noflush", "-w", "5", check=False, input=text)
-        if done.returncode == 0:
+        if ns.restore(flavour, text, family, check=False).returncode == 0:
             known.append(rule)
     return known

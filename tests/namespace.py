@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import ipaddress
 import json
 import os
 import re
@@ -23,10 +24,19 @@ from typing import Any, TypeVar
 import pytest
 
 import netsweep
+from netsweep.firewall import Backend, Scan
+from netsweep.model import Chain
 
 T = TypeVar("T")
 
 FLAVOURS = ("legacy", "nft")
+FAMILIES = {"legacy": ("ipv4", "ipv6"), "nft": ("ipv4", "ipv6", "inet")}
+"""The families of tables that each flavour has; those of inet are written by nft alone."""
+
+NATIVE_NAMES = {"ipv4": "ip", "ipv6": "ip6", "inet": "inet"}
+"""What nft calls the families."""
+
+PLACES = [(flavour, family) for flavour in FLAVOURS for family in FAMILIES[flavour]]
 CLONE_NEWNET = 0x40000000
 
 NETSWEEP = (sys.executable, "-m", "netsweep")
@@ -100,16 +110,29 @@ class Namespace:
         """Run netsweep here, whatever it exits with."""
         return self.run(*NETSWEEP, *arguments, check=False, environment=self.coverage)
 
-    def iptables(self, flavour: str, *arguments: str) -> None:
-        self.run(f"iptables-{flavour}", "-w", "5", *arguments)
+    def iptables(self, flavour: str, *arguments: str, family: str = "ipv4") -> None:
+        self.run(program(flavour, family), "-w", "5", *in_family(arguments, family))
 
-    def restore(self, flavour: str, tables: str) -> None:
-        """Load ``iptables-restore`` input, beside what is there."""
-        self.run(f"iptables-{flavour}-restore", "--noflush", "-w", "5", input=tables)
+    def restore(
+        self, flavour: str, tables: str, family: str = "ipv4", *, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """Load ``iptables-restore`` input, beside what is there: of inet as the same rules in the words of nft."""
+        if family == "inet":
+            return self.run("nft", "-f", "-", input=self.native(tables), check=check)
+        command = (program(flavour, family, "-restore"), "--noflush", "-w", "5")
+        return self.run(*command, input="".join(in_family([tables], family)), check=check)
 
-    def save(self, flavour: str) -> list[str]:
-        """What ``iptables-save -c`` says, line by line, without its comments, which hold the time."""
-        lines = self.run(f"iptables-{flavour}-save", "-c").stdout.splitlines()
+    def native(self, tables: str) -> str:
+        """``iptables-restore`` input as commands of nft for tables of inet, with the hooks of iptables' own chains."""
+        hooked = re.sub(r"^(\*.*\n)((?:[^*].*\n)*)", _with_built_in_chains, tables, flags=re.MULTILINE)
+        commands = self.run("iptables-restore-translate", "-f", "/dev/stdin", input=hooked).stdout
+        return re.sub(r"^(\w+ (?:table|chain|rule)) ip ", r"\1 inet ", commands, flags=re.MULTILINE)
+
+    def save(self, flavour: str, family: str = "ipv4") -> list[str]:
+        """What ``iptables-save -c`` says, line by line, without its comments, which hold the time; or nft of inet."""
+        if family == "inet":
+            return self.run("nft", "list", "ruleset", "inet").stdout.splitlines()
+        lines = self.run(program(flavour, family, "-save"), "-c").stdout.splitlines()
         return [line for line in lines if not line.startswith("#")]
 
     def ruleset(self) -> str:
@@ -118,7 +141,7 @@ class Namespace:
 
     def snapshot(self) -> list[str]:
         """Every rule of both flavours with its counters, and for nf_tables its handle."""
-        return [*self.save("legacy"), *self.ruleset().splitlines()]
+        return [*self.save("legacy"), *self.save("legacy", "ipv6"), *self.ruleset().splitlines()]
 
     def add_bridges(self, *names: str) -> None:
         batch = "".join(f"link add {name} type bridge\n" for name in names)
@@ -286,9 +309,15 @@ def write_leases(ns: Namespace, pids: dict[str, int]) -> None:
     new.rename(ns.lease_file)
 
 
-def of_bridge(ns: Namespace, flavour: str, bridge: str) -> int:
+def of_bridge(ns: Namespace, flavour: str, bridge: str, family: str = "ipv4") -> int:
     """How many rules name ``bridge``."""
-    return sum(bool(re.search(rf"\b{bridge}\b", line)) for line in ns.save(flavour))
+    return sum(bool(re.search(rf"\b{bridge}\b", line)) for line in ns.save(flavour, family))
+
+
+def read(backend: Backend, *chains: Chain, limit: int | None = None) -> Scan:
+    """Read those of ``chains`` that exist."""
+    tables = [table for table in backend.tables() if any(chain.table == table for chain in chains)]
+    return backend.read(tables, chains.__contains__, limit)
 
 
 @contextmanager
@@ -326,6 +355,31 @@ def leaks(bridges: Iterable[str]) -> str:
     return restore_input(tables)
 
 
+def program(flavour: str, family: str, suffix: str = "") -> str:
+    """The iptables of a family."""
+    return f"{'ip6tables' if family == 'ipv6' else 'iptables'}-{flavour}{suffix}"
+
+
+def _with_built_in_chains(table: re.Match[str]) -> str:
+    used = dict.fromkeys(re.findall(r"^-[AI] (INPUT|OUTPUT|FORWARD|PREROUTING|POSTROUTING) ", table[2], re.MULTILINE))
+    return table[1] + "".join(f":{chain} ACCEPT [0:0]\n" for chain in used) + table[2]
+
+
+_ADDRESS = re.compile(r"\b(\d{1,3}(?:\.\d{1,3}){3})(?:/(\d{1,2}))?\b")
+
+
+def in_family(texts: Iterable[str], family: str) -> list[str]:
+    """``texts`` with addresses of IPv6 in the place of those of IPv4, where ``family`` is that."""
+    if family != "ipv6":
+        return list(texts)
+
+    def address(found: re.Match[str]) -> str:
+        number = int(ipaddress.IPv6Address("fd00::")) + int(ipaddress.IPv4Address(found[1]))
+        return f"{ipaddress.IPv6Address(number)}{f'/{96 + int(found[2])}' if found[2] else ''}"
+
+    return [_ADDRESS.sub(address, text) for text in texts]
+
+
 def restore_input(tables: dict[str, list[str]]) -> str:
     """Rules by table as ``iptables-restore`` reads them."""
     return "".join(
@@ -336,4 +390,4 @@ def restore_input(tables: dict[str, list[str]]) -> str:
 def without(lines: list[str], *gone: str) -> list[str]:
     """``lines`` less those that name one of the bridges in ``gone`` as a whole word."""
     names = set(gone)
-    return [line for line in lines if names.isdisjoint(line.replace("-", " ").split())]
+    return [line for line in lines if names.isdisjoint(re.split(r'[- "]', line))]

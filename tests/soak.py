@@ -2,7 +2,8 @@
 
 ``python -m tests.soak --minutes 10`` runs every scenario on both flavours of iptables and exits 1 if a
 rule was lost or a call failed. tests/netns/test_contention.py runs the same scenarios for seconds.
-Each scenario compares every rule that is not netsweep's to delete with what its owner left.
+Rules leak, are written and swept in all families of a flavour at the same time. Each scenario compares every
+rule, of all of them, that is not netsweep's to delete with what its owner left.
 """
 
 from __future__ import annotations
@@ -31,14 +32,18 @@ from netsweep.errors import BusyError
 from netsweep.host.locks import held
 from netsweep.report import LockTimes
 from tests.namespace import (
+    FAMILIES,
     FLAVOURS,
+    NATIVE_NAMES,
     NETSWEEP,
     Namespace,
     flocked,
+    in_family,
     is_free,
     leak,
     leaks,
     new_namespace,
+    program,
     restore_input,
     wait_until_queued,
     without,
@@ -52,6 +57,8 @@ LIVE = [f"hmf{number:x}" for number in range(WRITERS)]
 
 _TAG = re.compile(r"\b[a-z][0-9]+r[0-9]+\b")
 """What is in the comment of one rule of one writer only."""
+
+_COUNTER = re.compile(r"counter packets \d+ bytes \d+")
 
 
 class Host(Namespace):
@@ -71,6 +78,24 @@ class Host(Namespace):
     def free_locks(self) -> bool:
         """Say whether nobody holds either lock."""
         return all(is_free(path) for path in (self.lock_file, self.xtables_lock) if path.exists())
+
+    def leak(self, flavour: str, bridges: Sequence[str]) -> None:
+        """Leave the rules of dead ``bridges`` behind, those of each in one family."""
+        for family, own in by_family(flavour, bridges):
+            self.restore(flavour, leaks(own), family)
+
+    def add(
+        self, flavour: str, family: str, table: str, rule: Sequence[str], action: str = "-A"
+    ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+        """Add a rule; what came of it, and the command that deletes the rule again."""
+        if family == "inet":
+            line = " ".join(f'"{word}"' if " " in word else word for word in (action, *rule))
+            done = self.run("nft", "-ea", "-f", "-", input=self.native(restore_input({table: [line]})), check=False)
+            handles = re.findall(r"# handle (\d+)", done.stdout)
+            return done, ["nft", "delete", "rule", "inet", table, rule[0], "handle", *handles[-1:]]
+        command = [program(flavour, family), "-w", "5", "-t", table]
+        own = in_family(rule, family)
+        return self.run(*command, action, *own, check=False), [*command, "-D", *own]
 
 
 @dataclass
@@ -115,11 +140,12 @@ class Tally:
     def sweep(self, done: subprocess.CompletedProcess[str]) -> dict[str, Any] | None:
         """Count a sweep, and return its report if it worked."""
         self.sweeps += 1
+        report: dict[str, Any] = json.loads(done.stdout or "{}")
+        # One that failed may have deleted rules before.
+        self.deleted += report.get("deleted", 0)
         if done.returncode or done.stderr:
             self.failures.append(f"netsweep exited {done.returncode}: {done.stderr.strip()}")
             return None
-        report: dict[str, Any] = json.loads(done.stdout)
-        self.deleted += report["deleted"]
         return report
 
     def expect(self, kept: bool, loss: str) -> None:
@@ -145,6 +171,12 @@ def sweep(host: Host) -> subprocess.CompletedProcess[str]:
 
 def dead_bridges(count: int, first: int = 0) -> list[str]:
     return [f"hm1{number:05x}" for number in range(first, first + count)]
+
+
+def by_family(flavour: str, bridges: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
+    """The families of a flavour, and which of ``bridges`` have their rules in each."""
+    families = FAMILIES[flavour]
+    return [(family, bridges[number :: len(families)]) for number, family in enumerate(families)]
 
 
 # Rules of others, of which every single one is compared at the end of each scenario.
@@ -183,8 +215,11 @@ table inet guards {
 table ip guards {
     chain FORWARD { iifname "hm1dead" drop; }
 }
+table ip6 guards {
+    chain FORWARD { iifname "hm1dead" drop; }
+}
 """
-"""Tables that no sweep touches."""
+"""Tables that no sweep touches, beside those of ``GUARDS``."""
 
 
 class Foreign:
@@ -194,7 +229,8 @@ class Foreign:
         self._host = host
         self._flavour = flavour
         host.add_bridges(*LIVE)
-        host.restore(flavour, restore_input(GUARDS))
+        for family in FAMILIES[flavour]:
+            host.restore(flavour, restore_input(GUARDS), family)
         if flavour == "nft":
             host.run("nft", "-f", "-", input=NATIVE)
         self.guards = _rules(host, flavour)
@@ -217,25 +253,34 @@ class Foreign:
     def _native_tables(self) -> list[str]:
         if self._flavour != "nft":
             return []
-        lines = [self._host.run("nft", "-s", "list", "table", family, "guards").stdout for family in ("inet", "ip")]
+        listed = ("nft", "-s", "list", "table")
+        lines = [self._host.run(*listed, family, "guards").stdout for family in NATIVE_NAMES.values()]
         return [line for text in lines for line in text.splitlines()]
 
 
 def _by_table(rules: Iterable[str]) -> dict[str, list[str]]:
     tables: dict[str, list[str]] = {}
     for rule in rules:
-        tables.setdefault(rule.partition(" ")[0], []).append(rule)
+        tables.setdefault(rule.partition(" -A ")[0], []).append(rule)
     return tables
 
 
 def _rules(host: Host, flavour: str) -> list[str]:
-    """Every rule with its table, without its counters."""
-    rules, table = [], ""
-    for line in host.save(flavour):
-        if line.startswith("*"):
-            table = line
-        elif line.startswith("["):
-            rules.append(f"{table} {line.partition('] ')[2]}")
+    """Every rule of every family with its table and chain, without its counters."""
+    rules = []
+    for family in FAMILIES[flavour]:
+        table = chain = ""
+        for line in host.save(flavour, family):
+            if line.startswith("*"):
+                table = f"{family} {line}"
+            elif line.startswith("["):
+                rules.append(f"{table} {line.partition('] ')[2]}")
+            elif line.startswith("table "):
+                table = f"{family} *{line.split()[2]}"
+            elif line.startswith("\tchain "):
+                chain = line.split()[1]
+            elif line.startswith("\t\t"):
+                rules.append(f"{table} -A {chain} {_COUNTER.sub('counter', line.strip())}")
     return rules
 
 
@@ -275,7 +320,7 @@ def busy(host: Host, flavour: str, seconds: float, bridges: int = 300) -> Tally:
         deadline = time.monotonic() + seconds
         while not tally.sweeps or time.monotonic() < deadline:
             dead = dead_bridges(bridges, tally.sweeps * bridges)
-            host.restore(flavour, leaks(dead))
+            host.leak(flavour, dead)
             report = tally.sweep(sweep(host))
             rules = _rules(host, flavour)
             left = len(rules) - len(without(rules, *dead))
@@ -295,10 +340,11 @@ class Writer:
 
     def __init__(self, host: Host, flavour: str, number: int, stop: threading.Event) -> None:
         self._host = host
-        self._program = f"iptables-{flavour}"
+        self._flavour = flavour
         self._number = number
         self._stop = stop
         self._random = random.Random()
+        # What deletes each of the rules again.
         self.standing: dict[str, list[str]] = {}
 
     def work(self) -> Tally:
@@ -307,31 +353,29 @@ class Writer:
         while not self._stop.is_set():
             if self.standing and self._random.random() < len(self.standing) / 12:
                 tag = self._random.choice(list(self.standing))
-                if self._call(tally, "-D", self.standing[tag]):
+                began = time.monotonic()
+                if tally.call(self._host.run(*self.standing[tag], check=False)):
                     del self.standing[tag]
             else:
                 serial += 1
                 tag = f"w{self._number}r{serial}"
-                rule = self._rule(tag, serial)
-                if self._call(tally, self._random.choice(["-A", "-I"]), rule):
-                    self.standing[tag] = rule
+                family, action = self._random.choice(FAMILIES[self._flavour]), self._random.choice(["-A", "-I"])
+                table, *rule = self._rule(tag, serial)
+                began = time.monotonic()
+                done, deletion = self._host.add(self._flavour, family, table, rule, action)
+                if tally.call(done):
+                    self.standing[tag] = deletion
+            tally.latencies.append((time.monotonic() - began) * 1000)
         return tally
 
     def _rule(self, tag: str, serial: int) -> list[str]:
-        bridge, subnet = LIVE[self._number], f"10.201.{self._number}.0/24"
+        bridge, subnet, nat = LIVE[self._number], f"10.201.{self._number}.0/24", ["nat", "POSTROUTING"]
         return [
-            ["FORWARD", "-i", bridge, "-o", "eth0", *_comment(f"{tag} hypeman-fwd-out-{bridge}"), "-j", "ACCEPT"],
-            ["FORWARD", "-s", subnet, "-p", "tcp", "--dport", "80", *_comment(tag), "-j", "DROP"],
-            ["POSTROUTING", "-s", subnet, "-o", "eth0", *_comment(f"{tag} hypeman-nat-{bridge}"), "-j", "MASQUERADE"],
-            ["INPUT", "-s", subnet, *_comment(tag), "-j", "RETURN"],
+            ["filter", "FORWARD", "-i", bridge, *_comment(f"{tag} hypeman-fwd-out-{bridge}"), "-j", "ACCEPT"],
+            ["filter", "FORWARD", "-s", subnet, "-p", "tcp", "--dport", "80", *_comment(tag), "-j", "DROP"],
+            [*nat, "-s", subnet, "-o", "eth0", *_comment(f"{tag} hypeman-nat-{bridge}"), "-j", "MASQUERADE"],
+            ["filter", "INPUT", "-s", subnet, *_comment(tag), "-j", "RETURN"],
         ][serial % 4]
-
-    def _call(self, tally: Tally, action: str, rule: list[str]) -> bool:
-        table = "nat" if rule[0] == "POSTROUTING" else "filter"
-        began = time.monotonic()
-        done = self._host.run(self._program, "-w", "5", "-t", table, action, *rule, check=False)
-        tally.latencies.append((time.monotonic() - began) * 1000)
-        return tally.call(done)
 
 
 def _comment(text: str) -> list[str]:
@@ -350,12 +394,14 @@ class Leaker:
 
     def work(self) -> Tally:
         tally = Tally()
+        serial = 0
         while not self._stop.is_set():
-            bridges = dead_bridges(random.randint(1, 20), self.leaked)
-            program = f"iptables-{self._flavour}-restore"
-            if tally.call(self._host.run(program, "--noflush", "-w", "5", input=leaks(bridges), check=False)):
-                self.leaked += len(bridges)
-                self._since.update(dict.fromkeys(bridges, time.monotonic()))
+            bridges = dead_bridges(random.randint(1, 20), serial)
+            serial += len(bridges)
+            for family, own in by_family(self._flavour, bridges):
+                if tally.call(self._host.restore(self._flavour, leaks(own), family, check=False)):
+                    self.leaked += len(own)
+                    self._since.update(dict.fromkeys(own, time.monotonic()))
             self._stop.wait(random.uniform(0, 0.3))
         return tally
 
@@ -366,7 +412,7 @@ class Leaker:
             if tally.sweep(sweep(self._host)) is None:
                 continue
             now = time.monotonic()
-            text = "\n".join(self._host.save(self._flavour))
+            text = "\n".join(_rules(self._host, self._flavour))
             for bridge, since in due.items():
                 tally.expect(bridge not in text, f"rules of {bridge} survived a sweep that began after they leaked")
                 tally.orphan_ages.append(now - since)
@@ -404,18 +450,20 @@ class Victims:
     def __init__(self, host: Host, flavour: str, bridges: int) -> None:
         self._host = host
         self._flavour = flavour
-        dead = dead_bridges(bridges)
-        half = bridges // 2
-        # Orphans stand among rules that stay, and at both ends.
-        parts = [leaks(dead[:half]), restore_input(GUARDS), leaks(dead[half:])]
-        self._content = restore_input({table: ["-F"] for table in GUARDS}) + "".join(parts)
+        self._content: dict[str, str] = {}
+        for family, dead in by_family(flavour, dead_bridges(bridges)):
+            half = len(dead) // 2
+            # Orphans stand among rules that stay, and at both ends.
+            parts = [leaks(dead[:half]), restore_input(GUARDS), leaks(dead[half:])]
+            self._content[family] = restore_input({table: ["-F"] for table in GUARDS}) + "".join(parts)
+        self._swept = [f"{family} {table}" for family in FAMILIES[flavour] for table in ("filter", "nat")]
         self.tally = Tally()
         self.foreign = Foreign(host, flavour)
         self._load()
         self._before = self._tables()
         self._course = self._measure()
         self._after = self._tables()
-        if any(self._before[table] == self._after[table] for table in ("filter", "nat")):
+        if any(self._before[table] == self._after[table] for table in self._swept):
             raise RuntimeError("a sweep that nobody killed left orphans")
 
     def kill(self, number: signal.Signals, under_lock: bool) -> None:
@@ -427,15 +475,17 @@ class Victims:
         self.tally.expect(self._tables() == self._after, f"the sweep after {number.name} did not finish the work")
 
     def _load(self) -> None:
-        self._host.restore(self._flavour, self._content)
+        for family, content in self._content.items():
+            self._host.restore(self._flavour, content, family)
 
     def _tables(self) -> Tables:
         tables: Tables = {}
-        for line in self._host.save(self._flavour):
-            if line.startswith("*"):
-                table = tables.setdefault(line[1:], [])
-            else:
-                table.append(line)
+        for family in FAMILIES[self._flavour]:
+            for line in self._host.save(self._flavour, family):
+                if line.startswith(("*", "table ")):
+                    table = tables.setdefault(f"{family} {line.strip('*{ ').split()[-1]}", [])
+                else:
+                    table.append(line)
         return tables
 
     def _measure(self) -> Course:
@@ -474,8 +524,8 @@ class Victims:
             tally.failures.append(f"netsweep exited {status} on {number.name}: {stderr.strip()!a}")
 
         tables = self._tables()
-        done = [name for name in ("filter", "nat") if tables[name] == self._after[name]]
-        tally.seen[f"{len(done)} of 2 tables done"] += 1
+        done = [name for name in self._swept if tables[name] == self._after[name]]
+        tally.seen[f"{len(done)} of {len(self._swept)} tables done"] += 1
         for name in tables.keys() | self._before.keys():
             whole = tables.get(name) in (self._before[name], self._after[name])
             tally.expect(whole, f"{number.name} left table {name} half done")
@@ -539,9 +589,10 @@ class Job:
 
     def _use(self, bridge: str, subnet: str) -> None:
         rules = leak(bridge, subnet)
+        family = random.choice(FAMILIES[self._flavour])
         leased = random.random() < 0.7
         for _ in range(random.randrange(3)):
-            self._host.restore(self._flavour, restore_input(rules))
+            self._host.restore(self._flavour, restore_input(rules), family)
         twins = 0
         if leased:
             self._lease(subnet, bridge)
@@ -550,18 +601,24 @@ class Job:
             self._tally.seen["leased with stale twins"] += twins > 0
             self._check(bridge, twins, "leased", pauses=2)
         self._run("ip", "link", "add", bridge, "type", "bridge")
-        self._each(rules, "-A")
+        deletions = self._add(rules, family)
         self._check(bridge, twins + 3, "leased and alive" if leased else "alive", pauses=3)
-        self._each(rules, "-D")
+        for deletion in deletions:
+            self._run(*deletion)
         self._run("ip", "link", "del", bridge)
         if leased:
             self._check(bridge, twins, "leased", pauses=2)
             self._lease(subnet, None)
 
-    def _each(self, tables: dict[str, list[str]], action: str) -> None:
+    def _add(self, tables: dict[str, list[str]], family: str) -> list[list[str]]:
+        """Add each rule, and return the commands that delete them."""
+        deletions = []
         for table, rules in tables.items():
             for rule in rules:
-                self._run(f"iptables-{self._flavour}", "-w", "5", "-t", table, action, *rule.split()[1:])
+                done, deletion = self._host.add(self._flavour, family, table, rule.split()[1:])
+                self._tally.call(done)
+                deletions.append(deletion)
+        return deletions
 
     def _run(self, *arguments: str) -> None:
         self._tally.call(self._host.run(*arguments, check=False))
@@ -616,7 +673,7 @@ def crowd(host: Host, flavour: str, seconds: float, at_least: int = 2, bridges: 
 def _rush(host: Host, flavour: str, bridges: int, queued: bool) -> Tally:
     tally = Tally()
     dead = dead_bridges(bridges)
-    host.restore(flavour, leaks(dead))
+    host.leak(flavour, dead)
     host.lock_file.touch()
     command = (*NETSWEEP, "sweep", "--format", "json")
     if queued:
@@ -638,7 +695,8 @@ def _rush(host: Host, flavour: str, bridges: int, queued: bool) -> Tally:
     held_ms = [report["locks"]["subnet"]["held_ms"] for report in reports if report["locks"]["subnet"]]
     tally.expect(sum(held_ms) <= total_ms, f"the subnet lock was held for {held_ms} ms in {total_ms:.0f} ms")
     tally.seen["sweeps that took the lock"] += len(held_ms)
-    counted = Counter((orphan["table"], orphan["comment"]) for report in reports for orphan in report["orphans"])
+    orphans = [orphan for report in reports for orphan in report["orphans"]]
+    counted = Counter((orphan["family"], orphan["table"], orphan["comment"]) for orphan in orphans)
     tally.expect(tally.deleted == 3 * bridges, f"{tally.deleted} of {3 * bridges} orphans were counted")
     tally.expect(set(counted.values()) == {1}, f"reported more than once: {counted.most_common(3)}")
     tally.expect(len(counted) == 3 * bridges, f"{len(counted)} of {3 * bridges} orphans were reported")
@@ -668,19 +726,14 @@ class Reloader:
         self._host = host
         self._flavour = flavour
         self._stop = stop
-        self._live: list[str] = []
+        self._live: dict[str, list[str]] = {family: [] for family in FAMILIES[flavour]}
         self._serial = 0
         host.add_bridges(*LIVE)
-        self._ways: list[Callable[[list[str]], tuple[tuple[str, ...], str]]] = [self._restored]
-        if flavour == "nft":
-            ways = ("flush ruleset", "flush table ip filter", "delete table ip filter")
-            self._ways += [lambda rules, way=way: self._native(way, rules) for way in ways]  # type: ignore[misc]
-            host.run("iptables-nft-restore", input=restore_input({"filter": [":FORWARD ACCEPT [0:0]"]}))
 
     def work(self) -> Tally:
         tally = Tally()
         while not self._stop.is_set():
-            self._load(tally, random.choice(self._ways))
+            self._load(tally, random.choice(FAMILIES[self._flavour]))
             for _ in range(random.randrange(3)):
                 self._stop.wait(random.uniform(0, 0.1))
                 self.check(tally)
@@ -696,32 +749,43 @@ class Reloader:
         if left != self._live:
             tally.seen["torn readings"] += 1
             left = self._standing()
-        tally.expect(left == self._live, f"of {len(self._live)} live rules {len(left)} are left in their order")
+        for family, live in self._live.items():
+            there = left[family]
+            tally.expect(live == there, f"of {len(live)} live {family} rules {len(there)} are left in their order")
 
-    def _standing(self) -> list[str]:
-        return [tag for rule in _rules(self._host, self._flavour) for tag in _TAG.findall(rule)]
+    def _standing(self) -> dict[str, list[str]]:
+        standing: dict[str, list[str]] = {family: [] for family in self._live}
+        for rule in _rules(self._host, self._flavour):
+            standing[rule.split()[0]] += _TAG.findall(rule)
+        return standing
 
     def orphans(self) -> list[str]:
-        return [rule for rule in _rules(self._host, self._flavour) if not _TAG.search(rule)]
+        """What is left of dead bridges."""
+        return [rule for rule in _rules(self._host, self._flavour) if "hm1" in rule]
 
-    def _load(self, tally: Tally, way: Callable[[list[str]], tuple[tuple[str, ...], str]]) -> None:
+    def _load(self, tally: Tally, family: str) -> None:
         live = [f"v0r{self._serial + number}" for number in range(self.RULES)]
         dead = dead_bridges(self.RULES // 2, self._serial)
         self._serial += self.RULES
         # The orphans together, at one end or in the middle: what stood at their handles, or will.
         place = random.choice((0, len(live) // 2, len(live)))
         rules = [*live[:place], *dead, *live[place:]]
-        command, text = way(rules)
+        # The first is iptables' own way.
+        ways = ["", "flush ruleset", "flush table {} filter", "delete table {} filter"]
+        way = random.choice(ways[family == "inet" : None if self._flavour == "nft" else 1])
+        command, text = self._native(way, family, rules) if way else self._restored(family, rules)
         path = self._host.directory / "reload"
         path.write_text(text)
         # Under the lock that sweeps wait for when they have looked, or at any other moment.
         with flocked(self._host.lock_file) if random.random() < 0.5 else nullcontext():
             self._stop.wait(random.uniform(0, 0.2))
             if tally.call(self._host.run(*command, str(path), check=False)):
-                self._live = live
+                if way == "flush ruleset":
+                    self._live = {each: [] for each in self._live}
+                self._live[family] = live
                 tally.seen["reloads"] += 1
 
-    def _restored(self, rules: list[str]) -> tuple[tuple[str, ...], str]:
+    def _restored(self, family: str, rules: list[str]) -> tuple[tuple[str, ...], str]:
         lines = [
             f"-A FORWARD -i {LIVE[0]} -m comment --comment {rule} -j ACCEPT"
             if _TAG.fullmatch(rule)
@@ -730,9 +794,9 @@ class Reloader:
         ]
         wait = ("-w", "5") if self._flavour == "legacy" else ()
         text = restore_input({"filter": [":INPUT ACCEPT [0:0]", ":FORWARD ACCEPT [0:0]", *lines]})
-        return (f"iptables-{self._flavour}-restore", *wait), text
+        return (program(self._flavour, family, "-restore"), *wait), text
 
-    def _native(self, way: str, rules: list[str]) -> tuple[tuple[str, ...], str]:
+    def _native(self, way: str, family: str, rules: list[str]) -> tuple[tuple[str, ...], str]:
         lines = [
             f'iifname "{LIVE[0]}" counter accept comment "{rule}"'
             if _TAG.fullmatch(rule)
@@ -741,7 +805,10 @@ class Reloader:
         ]
         chain = "type filter hook forward priority filter; policy accept;"
         body = "".join(f"{line}\n" for line in (chain, *lines))
-        return ("nft", "-f"), f"{way}\ntable ip filter {{\nchain FORWARD {{\n{body}}}\n}}\n"
+        name = NATIVE_NAMES[family]
+        # A table has to be there to be flushed.
+        before = f"add table {name} filter\n{way.format(name)}"
+        return ("nft", "-f"), f"{before}\ntable {name} filter {{\nchain FORWARD {{\n{body}}}\n}}\n"
 
 
 # Replacements: another rule under the handle, or at the number, of one that was an orphan.
@@ -767,61 +834,63 @@ class Replacer:
         self._number = number
         self._stop = stop
         self._serial = 0
+        # What deletes each of the rules again.
         self.standing: dict[str, list[str]] = {}
 
     def work(self) -> Tally:
         tally = Tally()
         while not self._stop.is_set():
+            family = random.choice(FAMILIES[self._flavour])
             bridges = dead_bridges(6, (self._number << 16) + 6 * self._serial)
             rules = [f"-A FORWARD -i {bridge} -m comment --comment hypeman-x-{bridge} -j ACCEPT" for bridge in bridges]
-            self._host.restore(self._flavour, restore_input({"filter": rules}))
+            self._host.restore(self._flavour, restore_input({"filter": rules}), family)
             # A sweep has seen them by now, or waits for the lock to delete them.
             self._stop.wait(random.uniform(0, 0.15))
-            if self._flavour == "nft" and random.random() < 0.5:
-                self._by_handle(tally, bridges)
+            if family == "inet" or (self._flavour == "nft" and random.random() < 0.5):
+                self._by_handle(tally, family, bridges)
             else:
-                self._by_number(tally, bridges)
+                self._by_number(tally, family, bridges)
         return tally
 
-    def _by_number(self, tally: Tally, bridges: Iterable[str]) -> None:
+    def _by_number(self, tally: Tally, family: str, bridges: Iterable[str]) -> None:
+        iptables = (program(self._flavour, family), "-w", "5")
         # Numbers stay as they are only while no sweep and no other job of this kind changes the chain.
         with flocked(self._host.lock_file):
             for bridge in random.sample(list(bridges), 3):
-                lines = [rule for rule in _rules(self._host, self._flavour) if rule.startswith("*filter -A FORWARD")]
+                chain = f"{family} *filter -A FORWARD"
+                lines = [rule for rule in _rules(self._host, self._flavour) if rule.startswith(chain)]
                 places = [place for place, line in enumerate(lines, 1) if line not in without([line], bridge)]
                 for place in places:
-                    tag, rule = self._new()
-                    if tally.call(self._iptables("-R", "FORWARD", str(place), *rule)):
-                        self.standing[tag] = rule
+                    tag = self._new()
+                    rule = ["-i", LIVE[self._number], *_comment(tag), "-j", "ACCEPT"]
+                    done = self._host.run(*iptables, "-R", "FORWARD", str(place), *rule, check=False)
+                    if tally.call(done):
+                        self.standing[tag] = [*iptables, "-D", "FORWARD", *rule]
                         tally.seen["replaced by number"] += 1
             for tag in list(self.standing)[:-10]:
-                if tally.call(self._iptables("-D", "FORWARD", *self.standing[tag])):
+                if tally.call(self._host.run(*self.standing[tag], check=False)):
                     del self.standing[tag]
 
-    def _by_handle(self, tally: Tally, bridges: Iterable[str]) -> None:
-        listed = self._host.run("nft", "-a", "list", "chain", "ip", "filter", "FORWARD").stdout.splitlines()
+    def _by_handle(self, tally: Tally, family: str, bridges: Iterable[str]) -> None:
+        chain = (NATIVE_NAMES[family], "filter", "FORWARD")
+        listed = self._host.run("nft", "-a", "list", "chain", *chain).stdout.splitlines()
         for bridge in bridges:
             for line in listed:
                 if f'"{bridge}"' in line:
-                    tag, rule = self._new()
-                    # As iptables-nft would have it, so that it can be deleted in its words.
+                    tag = self._new()
                     new = f'iifname "{LIVE[self._number]}" counter accept comment "{tag}"'
-                    where = f"ip filter FORWARD handle {line.rpartition(' ')[2]}"
-                    done = self._host.run("nft", f"replace rule {where} {new}", check=False)
+                    where = [*chain, "handle", line.rpartition(" ")[2]]
+                    done = self._host.run("nft", "replace", "rule", *where, new, check=False)
                     tally.operations += 1
                     if done.returncode:
                         tally.seen["swept before it was replaced"] += 1
                     else:
-                        self.standing[tag] = rule
+                        self.standing[tag] = ["nft", "delete", "rule", *where]
                         tally.seen["replaced by handle"] += 1
 
-    def _new(self) -> tuple[str, list[str]]:
+    def _new(self) -> str:
         self._serial += 1
-        tag = f"x{self._number}r{self._serial}"
-        return tag, ["-i", LIVE[self._number], *_comment(tag), "-j", "ACCEPT"]
-
-    def _iptables(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return self._host.run(f"iptables-{self._flavour}", "-w", "5", *arguments, check=False)
+        return f"x{self._number}r{self._serial}"
 
 
 # Returns: a name that comes back, by whatever way, has its rules from then on.
@@ -868,17 +937,17 @@ class Returner:
             if not tally.call(self._host.run(*come, check=False)):
                 continue
             tags = []
+            family = random.choice(FAMILIES[self._flavour])
+            # A rule of nft has one comment.
+            tied = ["-o", name] if family == "inet" else _comment(f"hypeman-nat-{name}")
             for table, body in (
                 ("filter", ["FORWARD", "-i", name, "-j", "ACCEPT"]),
                 ("filter", ["FORWARD", "-o", name, "-j", "DROP"]),
-                ("nat", ["POSTROUTING", "-s", f"10.241.{self._number}.0/24", *_comment(f"hypeman-nat-{name}")]),
+                ("nat", ["POSTROUTING", "-s", f"10.241.{self._number}.0/24", *tied]),
             ):
                 serial += 1
                 tags.append(f"b{self._number}r{serial}")
-                rule = [*body, *_comment(tags[-1])]
-                tally.call(
-                    self._host.run(f"iptables-{self._flavour}", "-w", "5", "-t", table, "-A", *rule, check=False)
-                )
+                tally.call(self._host.add(self._flavour, family, table, [*body, *_comment(tags[-1])])[0])
             for _ in range(random.randint(1, 3)):
                 time.sleep(random.uniform(0, 0.05))
                 text = "\n".join(_rules(self._host, self._flavour))
@@ -923,7 +992,7 @@ class Keeper:
         while not self._stop.is_set():
             bridges = dead_bridges(self.BRIDGES, self._serial)
             self._serial += self.BRIDGES
-            self._host.restore(self._flavour, leaks(bridges))
+            self._host.leak(self._flavour, bridges)
             with self._journal() as path:
                 if self._swept(tally, path, kill=random.random() < 0.4):
                     self._put_back(tally, path, bridges)

@@ -2,7 +2,8 @@
 
 ``find_orphans()`` looks, ``sweep()`` deletes, ``restore()`` puts back; all return a :class:`Report`. The
 options are those of the command line, and so are their defaults: what is ``None`` is as the profile has
-it. Several values may come as any iterable; paths may be :class:`os.PathLike`; times are in seconds.
+it; ``name`` adds to the names of the profile. Several values may come as any iterable; paths may be
+:class:`os.PathLike`; times are in seconds.
 Failures are raised as :class:`NetsweepError`, one subclass for each exit status.
 """
 
@@ -52,9 +53,15 @@ __all__ = [
 
 def find_orphans(
     *,
+    profile: str | os.PathLike[str] | None = None,
     prefix: str | Iterable[str] | None = None,
+    name: str | Iterable[str] | None = None,
     protect: str | Iterable[str] | None = None,
     chain: str | Iterable[str] | None = None,
+    all_chains: bool = False,
+    family: str | None = None,
+    include_negated: bool = False,
+    settle: float | None = None,
     backend: str | None = None,
     lease_file: str | os.PathLike[str] | None = None,
     wait: float | None = None,
@@ -68,20 +75,40 @@ def find_orphans(
     from netsweep.jobs import sweep as job
     from netsweep.profiles.options import Options
 
-    options = Options(prefix=prefix, protect=protect, chain=chain, backend=backend, lease_file=lease_file, wait=wait)
+    options = Options(
+        profile=profile,
+        prefix=prefix,
+        name=name,
+        protect=protect,
+        chain=chain,
+        all_chains=all_chains,
+        family=family,
+        include_negated=include_negated,
+        settle=settle,
+        backend=backend,
+        lease_file=lease_file,
+        wait=wait,
+    )
     return job.find_orphans(options, keep=include_kept)
 
 
 def sweep(
     *,
+    profile: str | os.PathLike[str] | None = None,
     prefix: str | Iterable[str] | None = None,
+    name: str | Iterable[str] | None = None,
     protect: str | Iterable[str] | None = None,
     chain: str | Iterable[str] | None = None,
+    all_chains: bool = False,
+    family: str | None = None,
+    include_negated: bool = False,
+    settle: float | None = None,
     backend: str | None = None,
     lock_file: str | os.PathLike[str] | None = None,
     lease_file: str | os.PathLike[str] | None = None,
     lock_timeout: float | None = None,
     wait: float | None = None,
+    max_deletes: int | None = None,
     journal: str | os.PathLike[str] | None = None,
     dry_run: bool = False,
 ) -> Report:
@@ -94,14 +121,21 @@ def sweep(
     from netsweep.profiles.options import Options
 
     options = Options(
+        profile=profile,
         prefix=prefix,
+        name=name,
         protect=protect,
         chain=chain,
+        all_chains=all_chains,
+        family=family,
+        include_negated=include_negated,
+        settle=settle,
         backend=backend,
         lock_file=lock_file,
         lease_file=lease_file,
         lock_timeout=lock_timeout,
         wait=wait,
+        max_deletes=max_deletes,
         journal=journal,
     )
     return job.find_orphans(options, command="sweep", dry_run=True) if dry_run else job.sweep(options)

@@ -83,9 +83,14 @@ class Interface(NamedTuple):
 class Spec:
     """What a rule says, wherever it stands (iptables(8): the rule specification).
 
-    ``comments`` hold bytes that are not UTF-8 as surrogate escapes (PEP 383). ``physdev`` are the
-    interfaces of ``physdev`` matches. ``devices`` and ``device_indexes`` are the interfaces that its
-    target or statements send packets to, by name and by number. ``unreadable`` says why the rule may
+    ``source``, ``destination`` and ``protocol`` begin with ``!`` where they are negated; a protocol is a
+    name where iptables has one, else a number. ``ports``: it matches ports, not negated. ``matches`` are
+    the names of its match extensions, sorted and without ``comment``, and ``-f`` and ``-g`` where it has
+    these options; whatever else it holds is in it under a name that no extension has. ``comments`` hold
+    bytes that are not UTF-8 as surrogate escapes (PEP 383). ``physdev`` are the interfaces of
+    ``physdev`` matches. ``devices`` and ``device_indexes`` are the interfaces that its target or
+    statements send packets to, by name and by number. ``by_number`` are the numbers by which it matches
+    interfaces. ``by_set``: it looks interfaces up in a set or a map. ``unreadable`` says why the rule may
     speak of interfaces in a way that its text does not tell, where that is so.
     """
 
@@ -93,11 +98,16 @@ class Spec:
     out_interface: Interface | None = None
     source: str | None = None
     destination: str | None = None
+    protocol: str | None = None
+    ports: bool = False
+    matches: tuple[str, ...] = ()
     target: str | None = None
     comments: tuple[str, ...] = ()
     physdev: tuple[Interface, ...] = ()
     devices: tuple[str, ...] = ()
     device_indexes: tuple[int, ...] = ()
+    by_number: tuple[int, ...] = ()
+    by_set: bool = False
     unreadable: str | None = None
 
     # What follows from a spec is cached by it, and rules with equal bytes share one object: hashing by identity is
@@ -156,12 +166,17 @@ class Verdict(str, enum.Enum):
 
 
 class Finding(NamedTuple):
-    """A rule, what was decided about it, and why. ``bridge`` is the interface name that decided it."""
+    """A rule, what was decided about it, and why. ``bridge`` is the interface name that decided it.
+
+    ``live_traffic`` is the target of a rule whose only match of ``bridge`` is negated and that has gone or
+    may go: what the rule did to packets of every other interface.
+    """
 
     rule: Rule
     verdict: Verdict
     bridge: str | None
     reason: str
+    live_traffic: str | None = None
 
 
 class Life(NamedTuple):

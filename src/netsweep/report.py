@@ -55,19 +55,23 @@ class Report:
     """The outcome of a run.
 
     ``orphans`` are the orphaned rules that were found; for a sweep those that were deleted come first.
-    ``kept`` are the other rules that got a verdict, where they were asked for. ``chains`` are the
-    chains that were asked for, as ``TABLE/CHAIN``; ``overlooked`` the tables that exist here and were
-    not looked at, as ``nft inet firewalld``. ``subnet_lock`` and ``xtables_lock`` are ``None`` where
-    the lock was never taken, ``leases`` where nobody asked. ``duration_ms`` is in milliseconds.
+    ``kept`` are the other rules that got a verdict, where they were asked for; ``negated`` are those of
+    them that a list always shows. ``chains`` are the chains that were asked for, as
+    ``[FAMILY:]TABLE/CHAIN``; ``overlooked`` the tables that exist here and were not looked at, as
+    ``nft inet firewalld``. ``elsewhere`` counts the orphans in chains and families that were not asked
+    for; a sweep does not look there. ``subnet_lock`` and ``xtables_lock`` are ``None`` where the lock was
+    never taken, ``leases`` where there is no lease file. ``duration_ms`` is in milliseconds.
     """
 
     command: str
     dry_run: bool = False
     orphans: list[Finding] = field(default_factory=list)
     kept: list[Finding] = field(default_factory=list)
+    negated: list[Finding] = field(default_factory=list)
     backends: list[BackendReport] = field(default_factory=list)
     chains: list[str] = field(default_factory=list)
     overlooked: list[str] = field(default_factory=list)
+    elsewhere: int = 0
     leases: LeaseFile | None = None
     subnet_lock: LockTimes | None = None
     xtables_lock: LockTimes | None = None

@@ -25,13 +25,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.benchmarks import side_by_side
-from tests.benchmarks.contents import BACKENDS, DEAD, RULES_PER_BRIDGE, BenchmarkError, Contents, Cost
+from tests.benchmarks.contents import BACKENDS, CHAINS, DEAD, RULES_PER_BRIDGE, BenchmarkError, Contents, Cost
 from tests.benchmarks.figures import median_of, number, progress, ratio, read_locks, table
 from tests.benchmarks.neighbours import LockWaits, Slice, feel, wait_for_lock
+from tests.namespace import FAMILIES
 
 NETSWEEP = str(Path(sys.executable).parent / "netsweep")
 SWEEP = [NETSWEEP, "sweep"]
-PARTS = ("sweeps", "neighbours", "locks")
+LIST = [NETSWEEP, "list"]
+PARTS = ("sweeps", "neighbours", "locks", "list", "families")
 
 PLAIN = "netsweep"
 WITH_JSON = "netsweep --format json"
@@ -40,6 +42,8 @@ PIPELINE = "(b) save, grep -v, restore"
 RESTORE = "(c) restore --noflush with -D"
 FLOOR = "(d) python, importing only"
 NO_SWEEP = "no sweep"
+LISTING, STARTING = "netsweep list", "netsweep --version"
+SAVES = {"legacy": "iptables-save and ip6tables-save", "nft": "nft list ruleset"}
 
 SWEEP_HEADS = (
     *("firewall", "leaked rules", "what", "runs", "wall ms", "CPU ms", "peak MB"),
@@ -49,6 +53,8 @@ NEIGHBOUR_HEADS = (
     *("firewall", "beside", "calls", "failed", "p50 ms", "p99 ms", "worst ms"),
     *("p99 against no sweep", "sweep took"),
 )
+LIST_HEADS = ("firewall", "what", "runs", "wall ms", "CPU ms", "time against writing all out")
+FAMILY_HEADS = ("firewall", "family", "runs", "wall ms", "CPU ms", "subnet lock held ms", "xtables lock held ms")
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,9 @@ class Plan:
     slow: dict[tuple[str, str, int], int]
     rounds: int
     lock_samples: int
+    lists: int
+    others: int
+    families: int
 
 
 FULL = Plan(
@@ -72,15 +81,22 @@ FULL = Plan(
     },
     rounds=12,
     lock_samples=100,
+    lists=21,
+    others=10_000,
+    families=7,
 )
 QUICK = Plan(
     repeats={0: 2, 90: 1, 900: 1},
     slow={("legacy", ONE_BY_ONE, 900): 0, ("nft", ONE_BY_ONE, 900): 0},
     rounds=2,
     lock_samples=5,
+    lists=2,
+    others=600,
+    families=1,
 )
 ONE_BY_ONE_MAX = 900
 NEIGHBOURS_LEAKED = 900
+FAMILIES_LEAKED = 900
 LONGEST_SWEEP = 60.0
 """Seconds for one sweep beside the neighbours, which takes less than one."""
 
@@ -98,12 +114,16 @@ class Results:
     """All that was measured: runs by backend, leaked rules and contender; the others by backend.
 
     ``holds``: the longest single hold of the subnet lock, in ms, of each sweep beside the neighbours.
+    ``lists``: runs beside many rules of others, by backend and contender. ``families``: sweeps of rules of
+    one family, by backend and family.
     """
 
     sweeps: dict[tuple[str, int, str], list[Sample]] = field(default_factory=lambda: defaultdict(list))
     slices: dict[tuple[str, str], list[Slice]] = field(default_factory=lambda: defaultdict(list))
     locks: dict[str, LockWaits] = field(default_factory=dict)
     holds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    lists: dict[tuple[str, str], list[Cost]] = field(default_factory=lambda: defaultdict(list))
+    families: dict[tuple[str, str], list[Sample]] = field(default_factory=lambda: defaultdict(list))
 
     def median(self, flavour: str, leaked: int, contender: str, what: str) -> float | None:
         """The median of ``wall_ms``, ``cpu_ms``, ``peak_mb``, ``subnet_ms`` or ``xtables_ms``."""
@@ -178,6 +198,33 @@ def measure_neighbours(contents: Contents, plan: Plan, results: Results) -> None
             results.slices[contents.flavour, name].append(part)
 
 
+def measure_lists(contents: Contents, plan: Plan, results: Results) -> None:
+    """Look at a host with many rules of others, in turn with what writes them all out."""
+    progress(f"{BACKENDS[contents.flavour]}: a list beside {plan.others:,} rules of others")
+    contents.crowd(plan.others)
+    commands = {LISTING: LIST, SAVES[contents.flavour]: contents.save_all(), STARTING: [NETSWEEP, "--version"]}
+    for turn in range(plan.lists + 1):
+        for name, command in commands.items():
+            cost = contents.measure(command)
+            if name == LISTING and b"no orphaned rules, 33 rules read" not in contents.output.read_bytes():
+                raise BenchmarkError("netsweep list found something else than the rules of live bridges")
+            if turn:  # each program has run once before
+                results.lists[contents.flavour, name].append(cost)
+
+
+def measure_families(contents: Contents, plan: Plan, results: Results) -> None:
+    """Sweep rules of each family in turn; the tables of all are there each time."""
+    families = FAMILIES[contents.flavour]
+    for family in families:
+        progress(f"{BACKENDS[contents.flavour]}: {FAMILIES_LEAKED:,} leaked rules of {family}")
+        contents.load(0, family)
+    for _ in range(plan.families):
+        for family in families:
+            contents.load(FAMILIES_LEAKED, family)
+            sample = run_once(contents, WITH_JSON, [*SWEEP, "--format", "json"])
+            results.families[contents.flavour, family].append(sample)
+
+
 @dataclass(frozen=True)
 class Target:
     """A figure to reach; ``value`` is ``None`` where this run did not measure it."""
@@ -213,6 +260,7 @@ def targets(results: Results, flavour: str) -> list[Target]:
     unlocked = median(0, WITH_JSON, "subnet_ms") is None and median(0, WITH_JSON, "xtables_ms") is None
     faster = ratio(median(900, ONE_BY_ONE, "wall_ms"), median(900, PLAIN, "wall_ms"))
     felt = ratio(p99(results, flavour, PLAIN), p99(results, flavour, NO_SWEEP))
+    listing = ratio(listed(results, flavour, LISTING), listed(results, flavour, SAVES[flavour]))
     longest_hold = max(results.holds.get(flavour, []), default=None)
     longest_sweep = max((part.seconds for part in results.slices.get((flavour, PLAIN), [])), default=None)
     found = [
@@ -225,6 +273,7 @@ def targets(results: Results, flavour: str) -> list[Target]:
         target("neighbours' p99 during a sweep, against no sweep", felt, (1.2, 1.2), "x"),
         target("longest hold of the subnet lock beside neighbours", longest_hold, (250, 250), "ms"),
         target("longest sweep beside neighbours, 900 orphans", longest_sweep, (3, 3), "s"),
+        target(f"list beside many rules of others, against {SAVES[flavour]}", listing, (2, 2), "x"),
     ]
     if flavour == "nft":
         found.append(Target("time per rule, 90,000 against 9,000", flavour, growth(results, flavour), 1.5, "x"))
@@ -305,6 +354,25 @@ def neighbour_rows(results: Results) -> Iterator[Sequence[str]]:
         )
 
 
+def listed(results: Results, flavour: str, name: str, what: str = "wall_ms") -> float | None:
+    """The median of ``wall_ms``, ``cpu_ms`` or ``peak_mb`` beside many rules of others."""
+    return median_of(getattr(cost, what) for cost in results.lists.get((flavour, name), []))
+
+
+def list_rows(results: Results) -> Iterator[Sequence[str]]:
+    for (flavour, name), costs in results.lists.items():
+        medians = [listed(results, flavour, name, what) for what in ("wall_ms", "cpu_ms")]
+        times = ratio(medians[0], listed(results, flavour, SAVES[flavour]))
+        yield (BACKENDS[flavour], name, str(len(costs)), *map(number, medians), number(times, " x"))
+
+
+def family_rows(results: Results) -> Iterator[Sequence[str]]:
+    for (flavour, family), samples in results.families.items():
+        costs = [median_of(getattr(sample.cost, what) for sample in samples) for what in ("wall_ms", "cpu_ms")]
+        holds = [median_of(getattr(sample, what) for sample in samples) for what in ("subnet_ms", "xtables_ms")]
+        yield (BACKENDS[flavour], family, str(len(samples)), *map(number, [*costs, *holds]))
+
+
 def growth_rows(results: Results, flavours: Iterable[str]) -> Iterator[Sequence[str]]:
     for flavour in flavours:
         if (grown := growth(results, flavour)) is not None:
@@ -335,6 +403,12 @@ def report(results: Results, flavours: Sequence[str]) -> Iterator[str]:
     if results.locks:
         title = "Waiting for the xtables lock beside eleven `iptables -w 5`, some 900 rules that stay"
         yield from table(title, ("who", "times", "median ms", "p90 ms"), lock_rows(results), 1)
+    if results.lists:
+        title = f"`list` beside rules of others in {CHAINS} chains, half of them of IPv6, medians"
+        yield from table(title, LIST_HEADS, list_rows(results), 2)
+    if results.families:
+        title = f"Sweeping {FAMILIES_LEAKED} leaked rules of one family beside the tables of all, medians"
+        yield from table(title, FAMILY_HEADS, family_rows(results), 2)
     outcomes = [target.row() for flavour in flavours for target in targets(results, flavour)]
     yield from table("Targets", ("firewall", "target", "wanted", "measured", "outcome"), outcomes, 5)
 
@@ -376,6 +450,11 @@ def run(flavours: Sequence[str], parts: Sequence[str], plan: Plan) -> Results:
                 progress("waiting for the xtables lock")
                 results.locks[flavour] = wait_for_lock(contents, plan.lock_samples)
                 contents.check("netsweep waiting for the lock")
+            if "list" in parts:
+                contents.load(0)
+                measure_lists(contents, plan, results)
+            if "families" in parts:
+                measure_families(Contents(Path(directory), flavour), plan, results)
     return results
 
 

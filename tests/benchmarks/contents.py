@@ -12,10 +12,11 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
-from tests.namespace import CLONE_NEWNET, Namespace, leaks, restore_input
+from tests.namespace import CLONE_NEWNET, FAMILIES, Namespace, in_family, leaks, program, restore_input
 
 T = TypeVar("T")
 
@@ -29,6 +30,19 @@ DEAD = "hm[0-9a-f]{4}"
 """What the names of all leaked bridges match, and of no live one."""
 
 RULES_PER_BRIDGE = 3
+
+OTHERS = (
+    '-s 10.{chain}.{rule}.0/24 -d 192.0.2.{rule} -p tcp -m tcp --dport 80 -m comment --comment "web {rule}" -j ACCEPT',
+    "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+    "-p tcp -m multiport --dports {rule},80,443,8000:8100 -j RETURN",
+    '-s 10.{chain}.{rule}.5 -m comment --comment "default/web" -m statistic --mode random --probability 0.25 -j RETURN',
+    "-i br-{chain}-{rule} ! -o br-{chain}-{rule} -j RETURN",
+    "-m mark ! --mark 0x4000/0x4000 -j RETURN",
+    '-m limit --limit 3/min --limit-burst 10 -j LOG --log-prefix "[UFW BLOCK] "',
+)
+"""What rules of others are made of, as Kubernetes, Docker and ufw write them."""
+
+CHAINS = 300
 
 FORK = multiprocessing.get_context("fork")
 
@@ -101,21 +115,30 @@ class Contents(Namespace):
     def command(self, *arguments: str) -> list[str]:
         return list(arguments)
 
-    def tool(self, suffix: str = "") -> str:
+    def tool(self, suffix: str = "", family: str = "ipv4") -> str:
         """The full path of this flavour's iptables: no search of PATH is in any figure."""
-        name = f"iptables-{self.flavour}{suffix}"
+        return self._path(program(self.flavour, family, suffix))
+
+    def save_all(self) -> list[str]:
+        """The command that writes out all rules of this flavour, of IPv4 and of IPv6."""
+        if self.flavour == "nft":
+            return [self._path("nft"), "list", "ruleset"]
+        return ["sh", "-c", f"{self.tool('-save')} && {self.tool('-save', 'ipv6')}"]
+
+    def _path(self, name: str) -> str:
         if path := shutil.which(name):
             return path
         raise BenchmarkError(f"{name} is not installed")
 
-    def load(self, leaked: int) -> None:
-        """Replace all rules: ``leaked`` ones of dead bridges, between those of live ones."""
+    def load(self, leaked: int, family: str = "ipv4") -> None:
+        """Replace all rules of ``family``: ``leaked`` ones of dead bridges, between those of live ones."""
 
         def tables() -> str:
             flush = restore_input({"filter": ["-F"], "nat": ["-F"]})
-            return flush + leaks(LIVE[:6]) + leaks(_dead_bridges(leaked)) + leaks(LIVE[6:])
+            text = flush + leaks(LIVE[:6]) + leaks(_dead_bridges(leaked)) + leaks(LIVE[6:])
+            return self.native(text) if family == "inet" else "".join(in_family([text], family))
 
-        self._restore_file(self._file(f"load-{leaked}", tables))
+        self._restore_file(self._file(f"load-{leaked}-{family}", tables), family)
 
     def leak_one_more(self) -> None:
         """Leak the rules of one bridge, beside what is there."""
@@ -124,6 +147,12 @@ class Contents(Namespace):
     def add_staying(self) -> None:
         """Add some 900 rules of live bridges, so that iptables is busy with the table while it holds the lock."""
         self._restore_file(self._file("staying", lambda: leaks(LIVE * 27)))
+
+    def crowd(self, rules: int) -> None:
+        """Add ``rules`` of others in :data:`CHAINS` chains of their own, half of them of IPv6."""
+        texts = [_others(rules // 2)]
+        for family in ("ipv4", "ipv6"):
+            self._restore_file(self._file(f"others-{family}", partial("".join, in_family(texts, family))), family)
 
     def deletions(self, leaked: int) -> str:
         """A file of ``iptables-restore`` input that deletes the leaked rules one by one."""
@@ -174,18 +203,35 @@ class Contents(Namespace):
         if lost := self._staying - Counter(rules):
             raise BenchmarkError(f"{who} deleted {lost.total()} rules of live bridges in {BACKENDS[self.flavour]}")
 
-    def _restore_file(self, path: str) -> None:
-        self.run(self.tool("-restore"), "--noflush", "-w", "30", path)
+    def _restore_file(self, path: str, family: str = "ipv4") -> None:
+        if family == "inet":
+            self.run(self._path("nft"), "-f", path)
+        else:
+            self.run(self.tool("-restore", family), "--noflush", "-w", "30", path)
 
     def _rules(self) -> list[str]:
-        """Every rule, without its counters."""
-        return [line.partition("] ")[2] for line in self.save(self.flavour) if line.startswith("[")]
+        """Every rule, those of iptables without their counters."""
+        lines = [line for family in FAMILIES[self.flavour] for line in self.save(self.flavour, family)]
+        return [line.partition("] ")[2] or line for line in lines if line.startswith(("[", "\t\t"))]
 
     def _file(self, name: str, text: Callable[[], str]) -> str:
         path = self.directory / f"{self.flavour}-{name}"
         if not path.exists():
             Apart(lambda: path.write_text(text())).result()
         return str(path)
+
+
+def _others(rules: int) -> str:
+    """``iptables-restore`` input with ``rules`` in half of :data:`CHAINS`."""
+    tables: dict[str, list[str]] = {"filter": [], "nat": []}
+    chains = CHAINS // 2
+    for chain in range(chains):
+        of_table = tables["filter" if chain % 2 else "nat"]
+        of_table.insert(0, f":OTHERS-{chain} - [0:0]")
+        for rule in range(rules // chains):
+            body = OTHERS[(chain + rule) % len(OTHERS)].format(chain=chain, rule=rule + 1)
+            of_table.append(f"-A OTHERS-{chain} {body}")
+    return restore_input(tables)
 
 
 def _dead_bridges(rules: int) -> list[str]:

@@ -12,6 +12,8 @@ TABLES = (
     "Sweeping, medians",
     "What eleven neighbours feel",
     "Waiting for the xtables lock",
+    "`list` beside rules of others",
+    "Sweeping 900 leaked rules of one family",
     "Targets",
 )
 
@@ -28,6 +30,8 @@ def test_the_short_form_measures_everything() -> None:
         assert f"### {title}" in done.stdout
     for firewall in ("x_tables", "nf_tables"):
         assert f"| {firewall} | 900 | netsweep |" in done.stdout
+    for firewall, family in (("x_tables", "ipv6"), ("nf_tables", "ipv6"), ("nf_tables", "inet")):
+        assert f"| {firewall} | {family} | 1 |" in done.stdout
 
 
 def test_two_checkouts_are_measured_side_by_side(tmp_path: Path) -> None:

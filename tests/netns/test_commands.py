@@ -106,9 +106,14 @@ def test_doctor_shows_the_settings_that_are_in_effect(ns: Namespace) -> None:
     ns.environment.update(NETSWEEP_PREFIX="vm br-", NETSWEEP_WAIT="1.5")
     options = ("--chain", "filter/INPUT", "--protect", "kube", "--lock-file", "/nowhere", "--lock-timeout", "0")
     assert doctor(ns, *options)["settings"] == {
+        "profile": "hypeman",
+        "names": [],
         "prefixes": ["vm", "br-"],
         "protected": ["kube"],
         "chains": ["filter/INPUT"],
+        "family": "all",
+        "include_negated": False,
+        "settle": 0,
         "backend": "auto",
         "lock_file": "/nowhere",
         "lease_file": str(ns.lease_file),
@@ -116,7 +121,8 @@ def test_doctor_shows_the_settings_that_are_in_effect(ns: Namespace) -> None:
         "wait": 1.5,
     }
     assert lines_of(ns, *options)["settings"] == (
-        "prefixes vm, br-; protected kube; chains filter/INPUT; backend auto; lock timeout 0 s; wait 1.5 s"
+        "profile hypeman; names none; prefixes vm, br-; protected kube; chains filter/INPUT; family all; "
+        "include negated no; settle 0 s; backend auto; lock timeout 0 s; wait 1.5 s"
     )
 
 
@@ -283,7 +289,7 @@ def test_doctor_changes_nothing(ns: Namespace, flavour: str) -> None:
 def test_doctor_creates_no_table_and_loads_none(ns: Namespace) -> None:
     doctor(ns)
     # Asking iptables-legacy would make the table.
-    assert ns.run("cat", "/proc/net/ip_tables_names").stdout == ""
+    assert ns.run("cat", "/proc/net/ip_tables_names", "/proc/net/ip6_tables_names").stdout == ""
     assert ns.ruleset() == ""
 
 

@@ -85,16 +85,24 @@ def test_a_user_cannot_read_the_lease_file_of_another_without_the_capability(pub
     assert str(ns.lease_file) in line
 
 
-@pytest.mark.parametrize("library", ["libip4tc", "libxtables"])
-def test_a_missing_library_matters_only_where_there_are_x_tables_rules(ns: Namespace, library: str) -> None:
+@pytest.mark.parametrize(
+    ("library", "family"), [("libip4tc", "ipv4"), ("libxtables", "ipv4"), ("libip6tc", "ipv6"), ("libxtables", "ipv6")]
+)
+def test_a_missing_library_matters_only_where_there_are_x_tables_rules(
+    ns: Namespace, library: str, family: str
+) -> None:
     command = (*without_library(ns, library), *NETSWEEP)
     ns.restore("nft", leaks(["hmdead"]))
+    if library == "libip6tc":
+        ns.restore("legacy", leaks(["hmbee"]))
     done = ns.run(*command, "sweep", check=False)
     assert done.stderr == ""
     assert done.returncode == 0
     assert of_bridge(ns, "nft", "hmdead") == 0
 
-    ns.restore("legacy", leaks(["hmdead"]))
+    assert of_bridge(ns, "legacy", "hmbee") == 0
+
+    ns.restore("legacy", leaks(["hmdead"]), family)
     ns.restore("nft", leaks(["hmdead"]))
     with unchanged(ns):
         for job in ("list", "sweep"):
@@ -103,7 +111,7 @@ def test_a_missing_library_matters_only_where_there_are_x_tables_rules(ns: Names
             assert "install iptables" in line
     ns.run(*command, "sweep", "--backend", "nft")
     assert of_bridge(ns, "nft", "hmdead") == 0
-    assert of_bridge(ns, "legacy", "hmdead") == 3
+    assert of_bridge(ns, "legacy", "hmdead", family) == 3
 
 
 def test_a_busy_subnet_lock_ends_the_sweep_with_nothing_changed(ns: Namespace, flavour: str) -> None:

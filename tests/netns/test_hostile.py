@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.namespace import FLAVOURS, Namespace, complaint, leaks, unchanged
+from tests.namespace import FLAVOURS, PLACES, Namespace, complaint, leaks, program, unchanged
 
 SCRIPT = str(Path(sys.executable).with_name("netsweep"))
 """The console script, as people run it: unlike ``python -m`` it does not import from the current directory."""
@@ -416,14 +416,17 @@ def poisoned(tmp_path: Path) -> Path:
     directory.mkdir()
     mark = directory / "mark"
     programs = "sh bash env python python3 gcc cc ld objdump as uname ldconfig modprobe insmod ip tc nft"
-    for name in (*programs.split(), "iptables", *(f"iptables-{f}{s}" for f in FLAVOURS for s in ("", "-save"))):
-        program = directory / name
-        program.write_text(f"#!/bin/sh\necho run $0 >>'{mark}'\n")
-        program.chmod(0o755)
+    iptables = [program(f, family, s) for f in FLAVOURS for family in ("ipv4", "ipv6") for s in ("", "-save")]
+    for name in (*programs.split(), "iptables", *iptables):
+        path = directory / name
+        path.write_text(f"#!/bin/sh\necho run $0 >>'{mark}'\n")
+        path.chmod(0o755)
     modules = "click filelock iptc pyroute2 json ctypes re sitecustomize usercustomize netsweep encodings colorama"
     for name in modules.split():
         (directory / f"{name}.py").write_text(f"open({str(mark)!r}, 'a').write('import {name}\\n')\n")
-    for name in ("libip4tc.so", "libip4tc.so.2", "libxtables.so", "libxtables.so.12", "libc.so.6", "libxtwrapper.so"):
+    libraries = ("libip4tc", "libip6tc", "libxtables")
+    versions = [f"{name}.so{suffix}" for name in libraries for suffix in ("", ".2", ".12")]
+    for name in (*versions, "libc.so.6", "libxtwrapper.so"):
         (directory / name).write_text("no library, so loading it fails")
     return directory
 
@@ -433,8 +436,8 @@ def test_nothing_is_run_from_path_and_nothing_loaded_from_the_current_directory(
     summary = ns.directory / "summary"
     summary.touch()
     ns.environment["GITHUB_STEP_SUMMARY"] = str(summary)
-    for flavour in FLAVOURS:
-        ns.restore(flavour, leaks(["hmdead"]))
+    for flavour, family in PLACES:
+        ns.restore(flavour, leaks(["hmdead"]), family)
     with untouched(poisoned):
         for arguments in (
             ["list", "--all"],
@@ -447,7 +450,7 @@ def test_nothing_is_run_from_path_and_nothing_loaded_from_the_current_directory(
         ):
             done = ns.run(*poison, SCRIPT, *arguments)
             assert done.stderr == ""
-    assert not [line for flavour in FLAVOURS for line in ns.save(flavour) if "hmdead" in line]
+    assert not [line for place in PLACES for line in ns.save(*place) if "hmdead" in line]
 
 
 def test_the_poison_works(ns: Namespace, poisoned: Path) -> None:

@@ -6,25 +6,40 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.extensions import COMMENT, EXTENSIONS, NAT, accepted
-from tests.namespace import FLAVOURS, Namespace, complaint, leaks, new_namespace, restore_input, unchanged
+from tests.extensions import COMMENT, EXTENSIONS, IPV6, NAT, accepted
+from tests.namespace import (
+    FAMILIES,
+    FLAVOURS,
+    PLACES,
+    Namespace,
+    complaint,
+    leaks,
+    new_namespace,
+    program,
+    restore_input,
+    unchanged,
+)
 
 SWEEP = (sys.executable, "-m", "netsweep", "sweep")
 
 
-def rules_of(ns: Namespace, flavour: str) -> list[str]:
-    """``iptables-save``, less the counters."""
-    return [re.sub(r"\[\d+:\d+\]", "", line).strip() for line in ns.save(flavour)]
+def rules_of(ns: Namespace, flavour: str, family: str = "ipv4") -> list[str]:
+    """``iptables-save``, or ``nft list ruleset`` for inet, less the counters."""
+    return [re.sub(r"\[\d+:\d+\]|packets \d+ bytes \d+", "", line).strip() for line in ns.save(flavour, family)]
 
 
-def order_of(ns: Namespace, flavour: str, chain: str = "FORWARD") -> list[str]:
-    """The names of a chain's rules, in order; see :func:`named`."""
-    found = [re.search(rf"-A {chain} .*--comment \"?(?:hypeman-)?([^\s\"]+)", line) for line in ns.save(flavour)]
+def bystanders(ns: Namespace, flavour: str, family: str) -> list[str]:
+    """The rules that are no orphans, with their counters."""
+    return [line for line in ns.save(flavour, family) if "hmdead" not in line]
+
+
+def order_of(ns: Namespace, flavour: str, family: str = "ipv4") -> list[str]:
+    """The names of all rules, in order; see :func:`named`."""
+    found = [re.search(r'comment "?(?:hypeman-)?([^\s"-][^\s"]*)', line) for line in ns.save(flavour, family)]
     return [match.group(1) for match in found if match]
 
 
@@ -32,6 +47,15 @@ def named(*names: str, chain: str = "FORWARD") -> list[str]:
     """Rules that are told apart by their comments; orphans are those called ``…-hmdead``."""
     comments = [f"hypeman-{name}" if name.endswith("-hmdead") else name for name in names]
     return [f"-A {chain} -p tcp -m comment --comment {comment} -j ACCEPT" for comment in comments]
+
+
+def deletion(ns: Namespace, flavour: str, family: str, name: str) -> list[str]:
+    """The command that deletes a rule of FORWARD that :func:`named` made."""
+    if family != "inet":
+        return [program(flavour, family), "-w", "5", *named(name)[0].replace("-A", "-D").split()]
+    listed = ns.run("nft", "-a", "list", "chain", "inet", "filter", "FORWARD").stdout
+    (handle,) = re.findall(rf'comment "{name}" # handle (\d+)', listed)
+    return ["nft", "delete", "rule", "inet", "filter", "FORWARD", "handle", handle]
 
 
 def swept(ns: Namespace, *options: str) -> Path:
@@ -59,128 +83,195 @@ def refused(ns: Namespace, journal: Path, status: int = 1) -> str:
     return line
 
 
+NATIVE = [
+    'iifname "hmdead" oifname != "eth0" meta nfproto ipv6 drop',
+    'iifname "hmdead" ip saddr 10.200.0.0/16 ip daddr != 192.0.2.1 accept',
+    'iifname "hmdead" ip6 saddr fd00:1::/64 ip6 daddr != 2001:db8::1 accept',
+    'iifname "hmdead" tcp dport 22 tcp flags & (syn | rst) == syn counter accept',
+    'iifname "hmdead" udp sport 1000-2000 drop',
+    'iifname "hmdead" meta l4proto ipv6-icmp icmpv6 type echo-request accept',
+    'iifname "hmdead" ct state established,related accept',
+    'iifname "hmdead" ct mark and 0xf0 == 0x20 meta mark set 0x7',
+    'iifname "hmdead" ct status dnat ct direction original accept',
+    'iifname "hmdead" limit rate over 9/second burst 20 packets drop',
+    'iifname "hmdead" quota over 25 mbytes drop',
+    'iifname "hmdead" ip saddr @blocked drop',
+    'iifname "hmdead" update @seen { ip saddr timeout 1m } accept',
+    'iifname "hmdead" counter name "hits" accept',
+    'iifname "hmdead" fib saddr type local drop',
+    'iifname "hmdead" fib saddr . iif oif missing drop',
+    'iifname "hmdead" meta pkttype multicast meta length 100-200 drop',
+    'iifname "hmdead" numgen random mod 4 0 drop',
+    'iifname "hmdead" jhash ip saddr mod 2 1 drop',
+    'iifname "hmdead" rt ip nexthop 192.0.2.1 accept',
+    'iifname "hmdead" socket transparent 1 accept',
+    'iifname "hmdead" exthdr frag exists drop',
+    'iifname "hmdead" tcp option maxseg size set 1400',
+    'iifname "hmdead" reset tcp option sack-perm',
+    'iifname "hmdead" osf name "Linux" drop',
+    'iifname "hmdead" log prefix "swept: " level info flags all',
+    'iifname "hmdead" log group 7 drop',
+    'iifname "hmdead" queue flags bypass to 4',
+    'iifname "hmdead" reject with icmpx admin-prohibited',
+    'iifname "hmdead" jump USERS',
+    'iifname "hmdead" goto USERS',
+    'ct state new accept comment "hypeman-fwd-out-hmdead"',
+    'counter comment "hypeman-fwd-out-hmdead"',
+]
+"""Orphans in the words of nft; the least a kernel has to know of them is tested for."""
+
+NATIVE_NAT = [
+    'ip saddr 10.200.1.0/24 oifname "eth0" masquerade random comment "hypeman-nat-hmdead"',
+    'oifname "hmdead" meta l4proto tcp masquerade to :1024-2048',
+    'oifname "hmdead" snat ip to 192.0.2.1-192.0.2.9 persistent',
+    'oifname "hmdead" snat ip6 to 2001:db8::1',
+]
+
+
+def among_others(rules: list[str], other: str) -> list[str]:
+    """``rules``, and before every third one ``other`` with a number of its own."""
+    mixed = list(rules)
+    for number in range(len(rules) // 3 + 1):
+        mixed.insert(number * 4, other.format(number + 1))
+    return mixed
+
+
 @pytest.fixture
-def rich(ns: Namespace, flavour: str) -> Namespace:
+def rich(ns: Namespace, place: tuple[str, str]) -> Namespace:
     """Orphans of as many kinds as this host can make, among rules of others."""
-    ns.run("ipset", "create", "blocked", "hash:ip,port", "timeout", "0")
-    table = accepted(ns, flavour, "filter", "FORWARD", EXTENSIONS)
-    nat = accepted(ns, flavour, "nat", "POSTROUTING", NAT)
+    flavour, family = place
+    if family == "inet":
+        fill_natively(ns)
+        return ns
+    of_family = ("family", "inet6") if family == "ipv6" else ()
+    ns.run("ipset", "create", "blocked", "hash:ip,port", *of_family, "timeout", "0")
+    table = accepted(ns, flavour, "filter", "FORWARD", EXTENSIONS + IPV6, family)
+    nat = accepted(ns, flavour, "nat", "POSTROUTING", NAT, family)
     assert len(table) >= 30
     assert len(nat) >= 5
-
-    def among_others(rules: list[str]) -> list[str]:
-        chain = rules[0].split()[1]
-        between = [f"-A {chain} -p tcp -m tcp --dport {port} -j ACCEPT" for port in range(1, len(rules) // 3 + 2)]
-        mixed = list(rules)
-        for number, other in enumerate(between):
-            mixed.insert(number * 4, other)
-        return mixed
-
+    other = "-p tcp -m tcp --dport {0} -c {0} 84 -j ACCEPT"
+    mixed, copies = (among_others(rules, f"-A FORWARD {other}") for rules in (table, table[:3]))
     tables = {
-        "filter": [":USERS - [0:0]", "-F", *among_others(table), "-A USERS -j RETURN", *among_others(table[:3])],
-        "nat": ["-F", *among_others(nat)],
+        "filter": [":USERS - [0:0]", "-F", *mixed, "-A USERS -j RETURN", *copies],
+        "nat": ["-F", *among_others(nat, f"-A POSTROUTING {other}")],
     }
-    ns.restore(flavour, restore_input(tables))
+    ns.restore(flavour, restore_input(tables), family)
     return ns
 
 
-def test_a_round_trip_gives_back_the_same_rules(rich: Namespace, flavour: str) -> None:
+def fill_natively(ns: Namespace) -> None:
+    sets = "set blocked { type ipv4_addr; }; set seen { type ipv4_addr; flags dynamic, timeout; }; counter hits { };"
+    ns.run("nft", f"table inet filter {{ {sets} chain FORWARD {{ }}; chain USERS {{ }}; }}")
+    ns.run("nft", "table inet nat { chain POSTROUTING { type nat hook postrouting priority 100; }; }")
+    total = 0
+    for chain, bodies in (("filter FORWARD", NATIVE), ("nat POSTROUTING", NATIVE_NAT)):
+        rules = [f"add rule inet {chain} {body}" for body in bodies]
+        known = [rule for rule in rules if ns.run("nft", rule, check=False).returncode == 0]
+        total += len(known)
+        ns.run("nft", f"flush chain inet {chain}")
+        other = f"add rule inet {chain} tcp dport {{0}} counter packets {{0}} bytes 84 accept"
+        ns.run("nft", "-f", "-", input="\n".join([*among_others(known, other), *known[:3]]))
+    assert total >= 25
+
+
+def test_a_round_trip_gives_back_the_same_rules(rich: Namespace, place: tuple[str, str]) -> None:
     ns = rich
-    before = rules_of(ns, flavour)
+    before, others = rules_of(ns, *place), bystanders(ns, *place)
     orphans = [line for line in before if "hmdead" in line]
-    assert len(orphans) >= 38
+    assert len(orphans) >= 25
 
     journal = swept(ns)
-    assert rules_of(ns, flavour) == [line for line in before if "hmdead" not in line]
+    assert rules_of(ns, *place) == [line for line in before if "hmdead" not in line]
     assert restored(ns, journal) == len(orphans)
-    assert rules_of(ns, flavour) == before
+    assert rules_of(ns, *place) == before
 
     assert "stands already" in refused(ns, journal)
     second = swept(ns)
     assert restored(ns, second) == len(orphans)
-    assert rules_of(ns, flavour) == before
+    assert rules_of(ns, *place) == before
+    assert bystanders(ns, *place) == others
 
 
-def test_restored_rules_work(ns: Namespace, flavour: str) -> None:
+def test_restored_rules_work(ns: Namespace, place: tuple[str, str]) -> None:
     """A jump leads to its chain again and a match looks at packets again."""
+    flavour, family = place
+    match = "udp --dport 9" if family == "inet" else "multiport --dports 7,9"
     rules = [
         ":USERS - [0:0]",
         "-A USERS -p udp -m udp --dport 9 -j DROP",
-        f"-A OUTPUT -p udp -m multiport --dports 7,9 {COMMENT} -j USERS",
+        f"-A OUTPUT -p udp -m {match} {COMMENT} -j USERS",
     ]
-    ns.restore(flavour, restore_input({"filter": rules}))
+    ns.restore(flavour, restore_input({"filter": rules}), family)
     assert restored(ns, swept(ns, "--chain", "filter/OUTPUT")) == 1
     ns.run("ip", "link", "set", "lo", "up")
     # The receiver is not there, and sending says so or not.
-    ns.run("bash", "-c", "echo x >/dev/udp/127.0.0.1/9", check=False)
-    saved = ns.save(flavour)
-    assert [line for line in saved if "USERS" in line and line.startswith("[1:")] == saved[-3:-1]
+    address = "::1" if family == "ipv6" else "127.0.0.1"
+    ns.run("bash", "-c", f"echo x >/dev/udp/{address}/9", check=False)
+    about = [line for line in ns.save(flavour, family) if "udp" in line]
+    assert len(about) == 2
+    assert all(re.search(r"^\[1:|packets 1 ", line) for line in about), about
 
 
-def test_rules_come_back_to_their_places_whatever_changed_elsewhere(ns: Namespace, flavour: str) -> None:
-    ns.restore(
-        flavour,
-        restore_input({"filter": named("a", "one-hmdead", "b", "two-hmdead", "three-hmdead", "c", "four-hmdead", "d")}),
-    )
+def test_rules_come_back_to_their_places_whatever_changed_elsewhere(ns: Namespace, place: tuple[str, str]) -> None:
+    flavour, family = place
+    names = ("a", "one-hmdead", "b", "two-hmdead", "three-hmdead", "c", "four-hmdead", "d")
+    ns.restore(flavour, restore_input({"filter": named(*names)}), family)
     journal = swept(ns)
-    assert order_of(ns, flavour) == ["a", "b", "c", "d"]
-    ns.iptables(flavour, *named("first")[0].replace("-A FORWARD", "-I FORWARD").split())
-    ns.iptables(flavour, *named("last")[0].split())
-    ns.iptables(flavour, *named("b")[0].replace("-A", "-D").split())
-    ns.iptables(flavour, "-A", "INPUT", "-j", "ACCEPT")
+    assert order_of(ns, *place) == ["a", "b", "c", "d"]
+    first, last = named("first")[0].replace("-A", "-I"), named("last")[0]
+    ns.restore(flavour, restore_input({"filter": [first, last, "-A INPUT -j ACCEPT"]}), family)
+    ns.run(*deletion(ns, flavour, family, "b"))
     assert restored(ns, journal) == 4
     expected = ["first", "a", "one-hmdead", "two-hmdead", "three-hmdead", "c", "four-hmdead", "d", "last"]
-    assert order_of(ns, flavour) == expected
+    assert order_of(ns, *place) == expected
 
 
-def test_copies_and_twins_of_neighbours_do_not_confuse_places(ns: Namespace, flavour: str) -> None:
+def test_copies_and_twins_of_neighbours_do_not_confuse_places(ns: Namespace, place: tuple[str, str]) -> None:
+    flavour, family = place
     order = ["a", "x-hmdead", "a", "x-hmdead", "x-hmdead", "b", "a", "y-hmdead", "a"]
-    ns.restore(flavour, restore_input({"filter": named(*order)}))
+    ns.restore(flavour, restore_input({"filter": named(*order)}), family)
     journal = swept(ns)
-    assert order_of(ns, flavour) == ["a", "a", "b", "a", "a"]
+    assert order_of(ns, *place) == ["a", "a", "b", "a", "a"]
     assert restored(ns, journal) == 4
-    assert order_of(ns, flavour) == order
+    assert order_of(ns, *place) == order
 
 
-def test_a_chain_that_held_nothing_else_gets_its_rules_back(ns: Namespace, flavour: str) -> None:
-    ns.restore(flavour, leaks(["hmdead", "hmbee"]))
-    before = rules_of(ns, flavour)
+def test_a_chain_that_held_nothing_else_gets_its_rules_back(ns: Namespace, place: tuple[str, str]) -> None:
+    flavour, family = place
+    ns.restore(flavour, leaks(["hmdead", "hmbee"]), family)
+    before = rules_of(ns, *place)
     assert restored(ns, swept(ns)) == 6
-    assert rules_of(ns, flavour) == before
+    assert rules_of(ns, *place) == before
 
 
-def test_both_backends_come_back_from_one_journal(ns: Namespace) -> None:
-    for flavour in FLAVOURS:
-        ns.restore(flavour, leaks(["hmdead", "hmbee"]))
-    before = [rules_of(ns, flavour) for flavour in FLAVOURS]
+def test_all_families_of_both_backends_come_back_from_one_journal(ns: Namespace) -> None:
+    for flavour, family in PLACES:
+        ns.restore(flavour, leaks(["hmdead", "hmbee"]), family)
+    before = [rules_of(ns, *each) for each in PLACES]
     journal = swept(ns)
-    assert not [line for flavour in FLAVOURS for line in ns.save(flavour) if "hypeman" in line]
-    assert restored(ns, journal) == 12
-    assert [rules_of(ns, flavour) for flavour in FLAVOURS] == before
+    assert not [line for each in PLACES for line in ns.save(*each) if "hypeman" in line]
+    assert restored(ns, journal) == 6 * len(PLACES)
+    assert [rules_of(ns, *each) for each in PLACES] == before
 
 
-def test_more_rules_than_one_transaction_takes_come_back(ns: Namespace, flavour: str) -> None:
-    ns.restore(flavour, restore_input({"filter": named("head")}))
-    ns.restore(flavour, leaks(f"hm{number:x}" for number in range(700)))
-    ns.restore(flavour, restore_input({"filter": named("tail")}))
-    before = rules_of(ns, flavour)
+def test_more_rules_than_one_transaction_takes_come_back(ns: Namespace, place: tuple[str, str]) -> None:
+    flavour, family = place
+    head, tail = (restore_input({"filter": named(name)}) for name in ("head", "tail"))
+    ns.restore(flavour, head + leaks(f"hm{number:x}" for number in range(700)) + tail, family)
+    before = rules_of(ns, *place)
     assert restored(ns, swept(ns)) == 2100
-    assert rules_of(ns, flavour) == before
+    assert rules_of(ns, *place) == before
 
 
-def chain_gone(ns: Namespace, flavour: str) -> None:
-    ns.iptables(flavour, "-F", "JOBS")
-    ns.iptables(flavour, "-X", "JOBS")
+CHAIN_GONE = ["-F JOBS", "-X JOBS"]
+TARGET_GONE = ["-X USERS"]
 
 
-def target_gone(ns: Namespace, flavour: str) -> None:
-    ns.iptables(flavour, "-X", "USERS")
-
-
-@pytest.mark.parametrize("spoil", [chain_gone, target_gone])
+@pytest.mark.parametrize("spoiling", [CHAIN_GONE, TARGET_GONE], ids=["chain", "target"])
 def test_what_no_longer_fits_is_refused_and_no_table_is_changed(
-    ns: Namespace, flavour: str, spoil: Callable[[Namespace, str], None]
+    ns: Namespace, place: tuple[str, str], spoiling: list[str]
 ) -> None:
+    flavour, family = place
     tables = {
         # The table that still fits comes first, so that it would be changed if anything were.
         "nat": [*named("x", "one-hmdead", "y", chain="POSTROUTING")],
@@ -192,11 +283,11 @@ def test_what_no_longer_fits_is_refused_and_no_table_is_changed(
             f"-A FORWARD {COMMENT} -j USERS",
         ],
     }
-    ns.restore(flavour, restore_input(tables))
+    ns.restore(flavour, restore_input(tables), family)
     chains = ("nat/POSTROUTING", "filter/JOBS", "filter/FORWARD")
     journal = swept(ns, *(part for chain in chains for part in ("--chain", chain)))
-    assert not [line for line in ns.save(flavour) if "hmdead" in line]
-    spoil(ns, flavour)
+    assert not [line for line in ns.save(*place) if "hmdead" in line]
+    ns.restore(flavour, restore_input({"filter": spoiling}), family)
     refused(ns, journal)
 
 
@@ -239,10 +330,11 @@ def test_a_link_to_a_journal_and_no_journal_are_refused(ns: Namespace) -> None:
 @pytest.mark.parametrize(
     ("table", "rule"),
     [
-        ("filter", 'FORWARD iifname "hmdead" ip saddr { 192.0.2.1, 192.0.2.2 } drop'),
-        ("filter", 'FORWARD iifname "hmdead" tcp dport vmap { 22 : accept, 23 : drop }'),
-        ("filter", 'FORWARD iifname "hmdead" tcp dport 22 jump { counter; drop; }'),
-        ("nat", 'POSTROUTING ip saddr { 192.0.2.1, 192.0.2.2 } masquerade comment "hypeman-nat-hmdead"'),
+        ("ip filter", 'FORWARD iifname "hmdead" ip saddr { 192.0.2.1, 192.0.2.2 } drop'),
+        ("ip filter", 'FORWARD iifname "hmdead" tcp dport vmap { 22 : accept, 23 : drop }'),
+        ("ip filter", 'FORWARD iifname "hmdead" tcp dport 22 jump { counter; drop; }'),
+        ("ip nat", 'POSTROUTING ip saddr { 192.0.2.1, 192.0.2.2 } masquerade comment "hypeman-nat-hmdead"'),
+        ("inet filter", 'FORWARD iifname "hmdead" ip6 saddr { fd00::1, fd00::2 } drop'),
     ],
 )
 def test_a_rule_that_cannot_be_put_back_stops_a_sweep_before_anything_is_deleted(
@@ -250,7 +342,7 @@ def test_a_rule_that_cannot_be_put_back_stops_a_sweep_before_anything_is_deleted
 ) -> None:
     for flavour in FLAVOURS:
         ns.restore(flavour, leaks(["hmdead"]))
-    ns.run("nft", f"add rule ip {table} {rule}")
+    ns.run("nft", f"add table {table}; add chain {table} {rule.split()[0]}; add rule {table} {rule}")
     with unchanged(ns):
         line = complaint(ns.netsweep("sweep", "--journal", str(ns.directory / "journal")), 1)
     assert "goes with the rule: it could not be put back, so it was not deleted" in line
@@ -371,9 +463,12 @@ main()
     assert ns.run(sys.executable, "-c", code, check=False).returncode == -9
 
 
-def test_killed_before_the_first_transaction_there_is_nothing_to_put_back(ns: Namespace, flavour: str) -> None:
-    ns.restore(flavour, leaks(["hmdead"]))
-    before = rules_of(ns, flavour)
+def test_killed_before_the_first_transaction_there_is_nothing_to_put_back(
+    ns: Namespace, place: tuple[str, str]
+) -> None:
+    flavour, family = place
+    ns.restore(flavour, leaks(["hmdead"]), family)
+    before = rules_of(ns, *place)
     journal = ns.directory / "journal"
     with unchanged(ns):
         killed_at(ns, 1, journal)
@@ -382,34 +477,38 @@ def test_killed_before_the_first_transaction_there_is_nothing_to_put_back(ns: Na
     second = swept(ns)
     assert restored(ns, journal) == known
     assert restored(ns, second) == 3 - known
-    assert rules_of(ns, flavour) == before
+    assert rules_of(ns, *place) == before
 
 
 @pytest.mark.parametrize("cut", [0, 20])
-def test_killed_between_two_transactions_only_what_went_comes_back(ns: Namespace, flavour: str, cut: int) -> None:
+def test_killed_between_two_transactions_only_what_went_comes_back(
+    ns: Namespace, place: tuple[str, str], cut: int
+) -> None:
     """The second entry is whole, or cut off as it was written."""
-    ns.restore(flavour, leaks(["hmdead"]))
-    before = rules_of(ns, flavour)
+    flavour, family = place
+    ns.restore(flavour, leaks(["hmdead"]), family)
+    before = rules_of(ns, *place)
     journal = ns.directory / "journal"
     killed_at(ns, 2, journal)
-    went = len(before) - len(rules_of(ns, flavour))
+    went = len(before) - len(rules_of(ns, *place))
     assert 0 < went < 3
     content = journal.read_bytes()
     journal.write_bytes(content[: len(content) - cut])
     assert restored(ns, journal) == went
-    assert rules_of(ns, flavour) == before
+    assert rules_of(ns, *place) == before
     assert "stands already" in refused(ns, journal)
 
 
-def test_killed_between_two_transactions_of_one_chain_only_what_went_comes_back(ns: Namespace) -> None:
-    ns.restore("nft", leaks(f"hm{number:x}" for number in range(700)))
-    before = rules_of(ns, "nft")
+@pytest.mark.parametrize("family", FAMILIES["nft"])
+def test_killed_between_two_transactions_of_one_chain_only_what_went_comes_back(ns: Namespace, family: str) -> None:
+    ns.restore("nft", leaks(f"hm{number:x}" for number in range(700)), family)
+    before = rules_of(ns, "nft", family)
     journal = ns.directory / "journal"
     killed_at(ns, 2, journal)
-    went = len(before) - len(rules_of(ns, "nft"))
+    went = len(before) - len(rules_of(ns, "nft", family))
     assert 0 < went < 1400
     assert restored(ns, journal) == went
-    assert rules_of(ns, "nft") == before
+    assert rules_of(ns, "nft", family) == before
 
 
 def test_a_journal_of_another_namespace_is_refused_unless_forced(ns: Namespace, flavour: str, tmp_path: Path) -> None:
@@ -425,15 +524,41 @@ def test_a_journal_of_another_namespace_is_refused_unless_forced(ns: Namespace, 
     assert [line for line in there if "hmdead" in line] == [line for line in before if "hmdead" in line]
 
 
-def test_a_restore_goes_on_where_one_was_killed(ns: Namespace) -> None:
-    ns.restore("nft", leaks(f"hm{number:x}" for number in range(1200)))
-    before = rules_of(ns, "nft")
+def test_a_restore_goes_on_where_one_was_killed(ns: Namespace, place: tuple[str, str]) -> None:
+    flavour, family = place
+    ns.restore(flavour, leaks(f"hm{number:x}" for number in range(700)), family)
+    before = rules_of(ns, *place)
     journal = swept(ns)
     killed_at(ns, 2, journal, command="restore")
-    back = len([line for line in rules_of(ns, "nft") if "hypeman" in line])
-    assert 0 < back < 3600
-    assert restored(ns, journal) == 3600 - back
-    assert rules_of(ns, "nft") == before
+    back = len([line for line in rules_of(ns, *place) if "hypeman" in line])
+    assert 0 < back < 2100
+    assert restored(ns, journal) == 2100 - back
+    assert rules_of(ns, *place) == before
+
+
+@pytest.mark.parametrize("family", FAMILIES["nft"])
+def test_a_neighbour_that_goes_between_plan_and_check_lets_a_restore_plan_again(ns: Namespace, family: str) -> None:
+    ns.restore("nft", restore_input({"filter": named("a", "b", "one-hmdead", "c")}), family)
+    journal = swept(ns)
+    code = f"""
+import subprocess, sys
+from netsweep.__main__ import main
+from netsweep.firewall.nftables.transport import _Transaction
+
+check = _Transaction.check
+
+def after_others(self):
+    _Transaction.check = check
+    subprocess.run({deletion(ns, "nft", family, "b")!r}, check=True)
+    check(self)
+
+_Transaction.check = after_others
+sys.argv = ["netsweep", "restore", {str(journal)!r}]
+main()
+"""
+    done = ns.run(sys.executable, "-c", code, check=False)
+    assert done.returncode == 0, done.stderr
+    assert order_of(ns, "nft", family) == ["a", "one-hmdead", "c"]
 
 
 def test_two_restores_at_once_put_nothing_back_twice(ns: Namespace) -> None:

@@ -16,10 +16,13 @@ from typing import Any
 import pytest
 
 import netsweep
+from netsweep.firewall.xtables import bindings
 from netsweep.firewall.xtables.bindings import libiptc
 from netsweep.output.json import write_json
 from tests.namespace import (
     FLAVOURS,
+    NATIVE_NAMES,
+    PLACES,
     Namespace,
     complaint,
     flocked,
@@ -80,14 +83,18 @@ def test_asking_for_a_backend_that_holds_nothing_makes_no_table(ns: Namespace, b
 
 
 @pytest.mark.parametrize("command", LOOKS)
-def test_looking_at_one_firewall_makes_no_table_of_the_other(ns: Namespace, flavour: str, command: list[str]) -> None:
+def test_looking_at_one_table_makes_no_other_in_any_family(
+    ns: Namespace, place: tuple[str, str], command: list[str]
+) -> None:
+    flavour, family = place
     ns.add_bridges("hm1a")
     # One of the two tables only, so that the other could come into being.
-    ns.restore(flavour, restore_input({"nat": leak("hmdead")["nat"] + leak("hm1a")["nat"]}))
+    ns.restore(flavour, restore_input({"nat": leak("hmdead")["nat"] + leak("hm1a")["nat"]}), family)
     (ns.xtables_lock).unlink(missing_ok=True)
     with nothing_made(ns) as before:
-        assert before["x_tables"] == (["nat"] if flavour == "legacy" else [])
-        assert before["nf_tables"] == (["table ip nat"] if flavour == "nft" else [])
+        assert before["x_tables"] == (["nat"] if place == ("legacy", "ipv4") else [])
+        assert before["x_tables of IPv6"] == (["nat"] if place == ("legacy", "ipv6") else [])
+        assert before["nf_tables"] == ([f"table {NATIVE_NAMES[family]} nat"] if flavour == "nft" else [])
         assert ns.netsweep(*command).returncode == 0
 
 
@@ -220,10 +227,12 @@ REPORT_KEYS: dict[str, Any] = {
     "scanned": int,
     "deleted": int,
     "orphans": list,
+    "negated": list,
     "kept": list,
     "backends": list,
     "chains": list,
     "overlooked": list,
+    "elsewhere": int,
     "leases": dict,
     "locks": dict,
     "duration_ms": NUMBER,
@@ -247,6 +256,7 @@ RULE_KEYS: dict[str, Any] = {
     "comment": TEXT_OR_NULL,
     "verdict": str,
     "reason": str,
+    "live_traffic": TEXT_OR_NULL,
 }
 BACKEND_KEYS: dict[str, Any] = {"name": str, "family": str, "scanned": int, "orphans": int, "deleted": int}
 LEASE_KEYS: dict[str, Any] = {"path": str, "exists": bool, "leases": int, "running": int}
@@ -263,13 +273,14 @@ def conforms(value: dict[str, Any], keys: dict[str, Any]) -> None:
 @pytest.mark.parametrize("command", [["list"], ["list", "--all"], ["sweep", "--dry-run"], ["sweep"]])
 def test_json_holds_every_key_of_the_contract(ns: Namespace, command: list[str]) -> None:
     ns.add_bridges("hm1a")
-    for flavour in FLAVOURS:
-        ns.restore(flavour, leaks(["hmdead", "hm1a"]))
+    for flavour, family in PLACES:
+        ns.restore(flavour, leaks(["hmdead", "hm1a"]), family)
+        ns.restore(flavour, restore_input({"filter": ["-A FORWARD ! -i hmdead -j DROP", "-A INPUT -i hmdead"]}), family)
     done = ns.netsweep(*command, "--format", "json")
     assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)
     report = json.loads(done.stdout)
     conforms(report, REPORT_KEYS)
-    for rule in report["orphans"] + report["kept"]:
+    for rule in report["orphans"] + report["negated"] + report["kept"]:
         conforms(rule, RULE_KEYS)
     for backend in report["backends"]:
         conforms(backend, BACKEND_KEYS)
@@ -285,11 +296,17 @@ def test_json_holds_every_key_of_the_contract(ns: Namespace, command: list[str])
             assert report["locks"][lock] is None
     assert (report["schema"], report["version"], report["errors"]) == (1, netsweep.__version__, [])
     assert (report["command"], report["dry_run"]) == (command[0], "--dry-run" in command)
-    assert (report["changed"], report["deleted"]) == (swept, 6 if swept else 0)
-    assert [backend["deleted"] for backend in report["backends"]] == ([3, 3] if swept else [0, 0])
-    assert [backend["orphans"] for backend in report["backends"]] == [3, 3]
-    assert (report["scanned"], len(report["orphans"])) == (12, 6)
-    assert len(report["kept"]) == (6 if "--all" in command else 0)
+    places = len(PLACES)
+    assert (report["changed"], report["deleted"]) == (swept, 3 * places if swept else 0)
+    assert [(backend["name"], backend["family"]) for backend in report["backends"]] == PLACES
+    assert [backend["deleted"] for backend in report["backends"]] == [3 * swept] * places
+    assert [backend["orphans"] for backend in report["backends"]] == [3] * places
+    assert (report["scanned"], len(report["orphans"])) == (7 * places, 3 * places)
+    assert len(report["kept"]) == (4 * places if "--all" in command else 0)
+    # A sweep does not pay for what it does not delete.
+    assert (len(report["negated"]), report["elsewhere"]) == ((0, 0) if swept else (places, places))
+    assert {rule["live_traffic"] for rule in report["negated"]} == (set() if swept else {"DROP"})
+    assert {rule["live_traffic"] for rule in report["orphans"]} == {None}
 
 
 NOTHING = dict.fromkeys(("in", "out", "source", "destination", "target", "comment"))
@@ -415,10 +432,12 @@ def test_all_says_of_every_rule_that_stays_why(ns: Namespace, flavour: str) -> N
     assert len(report["orphans"]) == 2
     less = listed(ns)
     assert less == {**report, "kept": [], "duration_ms": less["duration_ms"]}
+    assert less["negated"] == [rule for rule in report["kept"] if rule["verdict"] == "negated"]
 
     text = ns.netsweep("list", "--all").stdout
-    for _, verdict, _, reason in KEPT:
-        assert f" -- {verdict}: {reason}\n" in text
+    for body, verdict, _, reason in KEPT:
+        harm = f" ({body.rpartition(' ')[2]})" if verdict == "negated" else ""
+        assert f" -- {verdict}: {reason}{harm}\n" in text
 
 
 def test_exit_code_tells_of_orphans(ns: Namespace) -> None:
@@ -630,37 +649,32 @@ def test_python_callers_tell_failures_by_their_kind(here: Namespace, monkeypatch
     ns.lease_file.unlink()
     with monkeypatch.context() as patch:
         libiptc.cache_clear()
+        patch.setattr(bindings, "_private_package", bindings._private_package.__wrapped__)
         patch.setitem(sys.modules, "iptc", None)
         assert failure(ns, netsweep.NoBackendError, 69, netsweep.sweep) is not None
     assert ns.inside(netsweep.sweep).deleted == 6
 
 
 def gaps(ns: Namespace, *options: str) -> list[str]:
-    """What the summary says was not looked at; the same in every format."""
-    report = listed(ns, *options)
-    tables: list[str] = report["overlooked"]
-    said = f"; not looked at: {', '.join(tables)}" if tables else ""
-    for command in (["sweep"], ["list", "--format", "github"]):
-        text = ns.netsweep(*command, *options).stdout.splitlines()[-1]
-        assert said in text
-        assert ("not looked at" in text) == bool(tables)
-    return tables
+    """The tables that a sweep did not look at."""
+    return sorted(report_of(ns.netsweep("sweep", "--format", "json", *options))["overlooked"])
 
 
-DEAD_OF_IPV6 = "*filter\n-A FORWARD -i hmdead -j ACCEPT\n-A FORWARD -o hmdead -j ACCEPT\nCOMMIT\n"
-
-
-def test_rules_of_ipv6_alone_are_no_all_clear(ns: Namespace, flavour: str) -> None:
-    assert gaps(ns) == []
-    ns.run(f"ip6tables-{flavour}-restore", "--noflush", input=DEAD_OF_IPV6)
-    assert gaps(ns) == [f"{flavour} ipv6 filter"]
-    assert gaps(ns, "--backend", "nft") == (["nft ipv6 filter"] if flavour == "nft" else [])
-    (line,) = [line for line in ns.netsweep("doctor").stdout.splitlines() if line.startswith(f"{flavour}:")]
-    assert line.endswith(": no ipv4 tables here; not looked at: ipv6 filter")
-    ns.restore(flavour, leaks(["hmdead"]))
-    done = ns.netsweep("sweep")
-    assert "Deleted 3 orphaned rules" in done.stdout
-    assert f"; not looked at: {flavour} ipv6 filter" in done.stdout.splitlines()[-1]
+def test_rules_of_one_family_alone_are_found_and_those_of_others_are_no_all_clear(
+    ns: Namespace, place: tuple[str, str]
+) -> None:
+    flavour, family = place
+    ns.restore(flavour, leaks(["hmdead"]), family)
+    found = listed(ns)
+    assert [(rule["backend"], rule["family"]) for rule in found["orphans"]] == [place] * 3
+    assert found["elsewhere"] == 0
+    (line,) = [line for line in ns.netsweep("doctor").stdout.splitlines() if f"{family} tables filter, nat" in line]
+    assert line.endswith("3 rules in the chains looked at, 3 name bridges of ours")
+    other = "ipv4" if family == "ipv6" else "ipv6"
+    left = 0 if family == "inet" else 3
+    assert listed(ns, "--family", other)["elsewhere"] == left
+    assert gaps(ns, "--family", other) == [f"{flavour} {family} {name}" for name in ("filter", "nat") if left]
+    assert report_of(ns.netsweep("sweep", "--format", "json"))["deleted"] == left
 
 
 FIREWALLD = """
@@ -676,21 +690,32 @@ table arp filter { }
 """
 
 
-def test_tables_of_other_families_are_no_all_clear(ns: Namespace) -> None:
+def test_tables_that_were_not_looked_at_are_no_all_clear_in_any_format(ns: Namespace) -> None:
     ns.run("nft", "-f", "-", input=FIREWALLD)
-    with nothing_made(ns):
-        assert sorted(gaps(ns)) == ["nft arp filter", "nft bridge guard", "nft inet firewalld"]
-    assert gaps(ns, "--backend", "legacy") == []
-    text = ns.netsweep("list").stdout
-    assert text.startswith("Nothing to sweep: no rules in filter/FORWARD, nat/POSTROUTING (")
+    others = ["nft arp filter", "nft bridge guard"]
+    # A list counts the orphans of all that can be decided on; a sweep does not pay for that.
+    found = listed(ns)
+    assert (sorted(found["overlooked"]), found["elsewhere"]) == (others, 2)
+    with nothing_made(ns), unchanged(ns):
+        assert gaps(ns) == [*others, "nft inet firewalld"]
+        assert gaps(ns, "--backend", "legacy") == []
+        for form in ("text", "github"):
+            text = ns.netsweep("list", "--format", form).stdout.splitlines()[-1]
+            assert "Nothing to sweep: no rules in filter/FORWARD, nat/POSTROUTING (" in text
+            assert "2 more orphaned rules in chains that were not looked at: --all-chains; not looked at: nft " in text
+            text = ns.netsweep("sweep", "--format", form).stdout.splitlines()[-1]
+            assert "; not looked at: nft inet firewalld, nft bridge guard, nft arp filter; " in text
+        assert "2 more orphaned rules in chains" in ns.netsweep("doctor").stdout.splitlines()[-1]
     ns.restore("nft", leaks(["hm1a"]))
     ns.add_bridges("hm1a")
     assert "nft inet firewalld" in gaps(ns)
     assert ns.netsweep("list").stdout.startswith("Nothing to sweep: no orphaned rules, 3 rules read in filter/FORWARD")
+    assert report_of(ns.netsweep("sweep", "--format", "json", "--all-chains"))["deleted"] == 2
 
 
 def test_a_table_of_ours_without_the_chains_asked_for_was_not_looked_at(ns: Namespace, flavour: str) -> None:
     ns.restore(flavour, leaks(["hmdead"]))
+    assert listed(ns, "--chain", "nat/POSTROUTING")["elsewhere"] == 2
     assert gaps(ns, "--chain", "nat/POSTROUTING") == [f"{flavour} ipv4 filter"]
     assert gaps(ns) == []
 
@@ -705,8 +730,10 @@ def test_where_no_chain_exists_that_was_asked_for_the_options_are_wrong(ns: Name
     with unchanged(ns):
         for command in (*LOOKING, ["doctor"]):
             assert "filter/TYPO" in complaint(ns.netsweep(*command, "--chain", "filter/TYPO"), 2)
-        line = complaint(ns.netsweep("sweep", "--chain", "filter/ONLY6", "--chain", "nat/FORWARD"), 2)
-        assert "filter/ONLY6 or nat/FORWARD" in line
+        line = complaint(ns.netsweep("sweep", "--chain", "ipv4:filter/ONLY6", "--chain", "nat/FORWARD"), 2)
+        assert "ipv4:filter/ONLY6 or nat/FORWARD" in line
+        complaint(ns.netsweep("sweep", "--chain", "filter/ONLY6", "--family", "ipv4"), 2)
+        assert report_of(ns.netsweep("sweep", "--chain", "filter/ONLY6", "--format", "json"))["scanned"] == 0
         report = json.loads(ns.netsweep("sweep", "--chain", "filter/TYPO", "--format", "json").stdout)
     assert (report["chains"], len(report["errors"]), report["changed"]) == (["filter/TYPO"], 1, False)
 

@@ -10,16 +10,17 @@ from contextlib import closing, suppress
 from typing import Any
 
 import pytest
+from pyroute2.netlink import NLM_F_CREATE, NLM_F_REQUEST
 
 from netsweep.errors import ContentionError, NetsweepError, TableError
 from netsweep.firewall import Addition, Backend
-from netsweep.firewall.nftables import transport
+from netsweep.firewall.nftables import messages, transport
 from netsweep.firewall.nftables.commits import Commits, TooLateError
 from netsweep.firewall.nftables.transport import NftablesBackend
 from netsweep.firewall.opening import open_backend
 from netsweep.host import netlink
 from netsweep.model import Chain, Family, Table
-from tests.namespace import Namespace, restore_input, unchanged
+from tests.namespace import Namespace, read, restore_input, unchanged
 
 FILTER = Table("nft", Family.IPV4, "filter")
 FORWARD = Chain(FILTER, "FORWARD")
@@ -33,11 +34,11 @@ def table(ns: Namespace) -> Namespace:
     return ns
 
 
-def within(ns: Namespace, use: Callable[[Backend], None], *, undo: bool = False) -> None:
+def within(ns: Namespace, use: Callable[[Backend], None], *, undo: bool = False, writes: bool = True) -> None:
     """Call ``use`` with a backend in the namespace."""
 
     def call() -> None:
-        with closing(open_backend("nft", (b"hm",), undo=undo, writes=True)) as backend:
+        with closing(open_backend("nft", (b"hm",), undo=undo, writes=writes)) as backend:
             use(backend)
 
     ns.inside(call)
@@ -60,7 +61,7 @@ def test_a_rule_that_was_replaced_under_its_handle_by_either_program_is_shown_as
     table: Namespace, change: tuple[str, ...], shown: list[str], left: int, undo: bool
 ) -> None:
     def sweep(backend: Backend) -> None:
-        rules = backend.read([FORWARD]).rules
+        rules = read(backend, FORWARD).rules
         table.run(*(part.format(handle=rules[0].handle) for part in change))
         with backend.transaction([FORWARD], rules, orders=undo) as transaction:
             assert [rule.spec.comment for rule in transaction.rules if rule.spec.comment] == shown
@@ -88,7 +89,7 @@ def test_a_table_that_was_made_anew_shows_no_rule_of_before(table: Namespace, pr
             table.run("iptables-nft-restore", input=restore_input({"filter": [":JOBS - [0:0]", *lines]}))
 
     def sweep(backend: Backend) -> None:
-        rules = backend.read([FORWARD]).rules
+        rules = read(backend, FORWARD).rules
         remake()
         with backend.transaction([FORWARD], rules, orders=undo) as transaction:
             assert not [rule for rule in transaction.rules if (rule.spec.comment or "").startswith("hm")]
@@ -103,7 +104,7 @@ def test_what_others_commit_elsewhere_stops_nothing(table: Namespace) -> None:
     """On a busy host somebody commits all the time."""
 
     def sweep(backend: Backend) -> None:
-        rules = backend.read([FORWARD]).rules
+        rules = read(backend, FORWARD).rules
         with backend.transaction([FORWARD], rules) as transaction:
             transaction.delete(transaction.rules)
             table.run("nft", "add", "table", "inet", "elsewhere")
@@ -117,14 +118,14 @@ def test_what_others_commit_elsewhere_stops_nothing(table: Namespace) -> None:
 @pytest.mark.parametrize("undo", [False, True])
 def test_a_table_that_was_made_anew_can_be_swept_in_the_same_run(table: Namespace, undo: bool) -> None:
     def sweep(backend: Backend) -> None:
-        rules = backend.read([FORWARD]).rules
+        rules = read(backend, FORWARD).rules
         lines = [f"-A FORWARD -m comment --comment {name} -j ACCEPT" for name in ("live", "hm-a", "hm-b")]
         table.run("iptables-nft-restore", input=restore_input({"filter": lines}))
         for _ in range(2):
             with suppress(ContentionError), backend.transaction([FORWARD], rules, orders=undo) as transaction:
                 transaction.delete([rule for rule in transaction.rules if rule.spec.comment == "hm-a"])
                 transaction.commit()
-            rules = backend.read([FORWARD]).rules
+            rules = read(backend, FORWARD).rules
 
     within(table, sweep, undo=undo)
     assert comments(table) == ["live", "hm-b"]
@@ -148,7 +149,7 @@ def test_batches_shrink_where_they_come_too_late_and_grow_again(
     def sweep(backend: Backend) -> None:
         sizes = [backend.batch]
         for _ in range(8):
-            rules = backend.read([FORWARD]).rules[:1]
+            rules = read(backend, FORWARD).rules[:1]
             with suppress(ContentionError), backend.transaction([FORWARD], rules) as transaction:
                 transaction.delete(transaction.rules)
                 transaction.commit()
@@ -169,7 +170,7 @@ def test_where_there_is_nothing_to_read_nf_tables_is_not_opened(monkeypatch: pyt
 
     monkeypatch.setattr(netlink, "open_socket", opened)
     with closing(NftablesBackend([b"hm"], writes=True)) as backend:
-        scan = backend.read([])
+        scan = backend.read([], lambda _: True)
         assert (scan.chains, scan.rules, scan.complete) == ([], [], True)
 
 
@@ -206,7 +207,7 @@ def test_a_batch_that_was_refused_while_changes_were_lost_is_not_sent_again(
 
     def sweep(backend: Backend) -> None:
         nonlocal replacement
-        rules = backend.read([FORWARD]).rules
+        rules = read(backend, FORWARD).rules
         replacement = f"replace rule ip filter FORWARD handle {rules[0].handle} counter drop"
         with backend.transaction([FORWARD], rules) as transaction:
             transaction.delete(transaction.rules)
@@ -236,7 +237,7 @@ def test_what_others_commit_right_behind_a_batch_does_not_hide_what_they_commit_
     monkeypatch.setattr(Commits, "follow", followed)
 
     def sweep(backend: Backend) -> None:
-        first, second, *_ = backend.read([FORWARD]).rules
+        first, second, *_ = read(backend, FORWARD).rules
         with backend.transaction([FORWARD], [first]) as transaction:
             transaction.delete(transaction.rules)
             transaction.commit(lambda: sending.__setitem__(0, True))
@@ -265,7 +266,7 @@ def test_a_batch_whose_answer_is_lost_is_not_taken_for_one_that_changed_nothing(
     monkeypatch.setattr(Commits, "follow", followed)
 
     def sweep(backend: Backend) -> None:
-        with backend.transaction([FORWARD], backend.read([FORWARD]).rules) as transaction:
+        with backend.transaction([FORWARD], read(backend, FORWARD).rules) as transaction:
             transaction.delete(transaction.rules)
             with pytest.raises(NetsweepError, match="not known whether") as raised:
                 transaction.commit()
@@ -290,7 +291,7 @@ def test_after_changes_were_lost_a_transaction_commits_no_more(
     monkeypatch.setattr(Commits, "follow", followed)
 
     def sweep(backend: Backend) -> None:
-        first, second, *_ = backend.read([FORWARD]).rules
+        first, second, *_ = read(backend, FORWARD).rules
         with backend.transaction([FORWARD], [first, second]) as transaction:
             transaction.delete([first])
             transaction.commit(lambda: sending.__setitem__(0, True))
@@ -316,7 +317,7 @@ def test_a_rule_of_more_than_a_page_that_was_touched_is_read_again(
     ns.run("nft", f"add rule ip filter FORWARD iifname hmdead {long} accept")
 
     def sweep(backend: Backend) -> None:
-        rules = backend.read([FORWARD]).rules
+        rules = read(backend, FORWARD).rules
         ns.run("nft", f"replace rule ip filter FORWARD handle {rules[-1].handle} iifname {now} {long} accept")
         with backend.transaction([FORWARD], rules, orders=undo) as transaction:
             assert [str(rule.spec.in_interface) for rule in transaction.rules] == [*ahead, now]
@@ -335,7 +336,7 @@ def checked(backend: Backend, raw: bytes) -> None:
 
 def test_a_check_refuses_what_the_kernel_would_refuse_and_changes_nothing(table: Namespace) -> None:
     def look(backend: Backend) -> None:
-        (first, *_) = backend.read([FORWARD]).rules
+        (first, *_) = read(backend, FORWARD).rules
         assert first.undo
         for raw in (first.undo.raw[:-8], first.undo.raw.replace(b"comment\0", b"nosuch_\0")):
             with unchanged(table), pytest.raises(NetsweepError):
@@ -350,7 +351,7 @@ def test_a_jump_to_a_chain_that_has_gone_is_refused(table: Namespace) -> None:
     table.iptables("nft", "-A", "FORWARD", "-i", "hm1", "-j", "JOBS")
 
     def look(backend: Backend) -> None:
-        rule = backend.read([FORWARD]).rules[-1]
+        rule = read(backend, FORWARD).rules[-1]
         assert rule.undo
         assert rule.undo.jump == "JOBS"
         table.iptables("nft", "-D", "FORWARD", "5")
@@ -368,7 +369,7 @@ def test_a_table_that_goes_between_the_list_and_the_reading_is_as_if_it_had_not_
         assert FILTER in backend.tables()
         table.run("nft", "delete", "table", "ip", "filter")
         try:
-            scan = backend.read([FORWARD])
+            scan = read(backend, FORWARD)
         except ContentionError:
             return
         assert (scan.chains, scan.rules) == ([], [])
@@ -385,6 +386,80 @@ def test_tables_of_every_family_are_named_apart(ns: Namespace) -> None:
         assert sorted(backend.tables()) == sorted(Table("nft", Family(each), "filter") for each in families.values())
 
     within(ns, look)
+
+
+BY_OTHER_MEANS = [
+    "iif 1 drop",
+    "oif 7 drop",
+    "iif != 1 oif 7 drop",
+    "iif { 1, 7 } drop",
+    "iifname { a, b } drop",
+    "iifname vmap { a : drop }",
+    "iifname @named drop",
+    "tcp dport { 22, 80 } drop",
+]
+
+
+@pytest.mark.parametrize("family", ["ip", "ip6", "inet"])
+def test_who_only_looks_is_shown_what_matches_interfaces_otherwise_than_by_name(ns: Namespace, family: str) -> None:
+    lines = [*BY_OTHER_MEANS, "tcp dport 22 drop", "iifname a drop", "iifname hm1 drop", "iifgroup 7 drop"]
+    made = [f"add rule {family} t c {line}\n" for line in lines]
+    named = f"add set {family} t named {{ type ifname; }}\n"
+    ns.run("nft", "-f", "-", input=f"add table {family} t\nadd chain {family} t c\n{named}{''.join(made)}")
+
+    def look(backend: Backend) -> None:
+        scan = backend.read(backend.tables(), lambda _: True)
+        assert scan.scanned.total() == len(lines)
+        shown.append([lines[rule.position - 1] for rule in scan.rules])
+
+    shown: list[list[str]] = []
+    for writes in (False, True):
+        within(ns, look, writes=writes)
+    assert shown == [[*BY_OTHER_MEANS, "iifname hm1 drop"], ["iifname hm1 drop"]]
+
+
+def test_a_chain_that_belongs_to_a_rule_is_not_read(ns: Namespace) -> None:
+    """It goes with its rule, and the kernel changes nothing in it."""
+    ns.run("nft", "add table ip filter; add chain ip filter __chain7; add rule ip filter __chain7 iifname hm1 drop")
+    ns.run("nft", "add chain ip filter FORWARD; add rule ip filter FORWARD iifname hm2 jump { iifname hm3 drop; }")
+
+    def look(backend: Backend) -> None:
+        scan = backend.read([FILTER], lambda _: True)
+        assert [str(rule.spec.in_interface) for rule in scan.rules] == ["hm1", "hm2"]
+        assert scan.chains == [Chain(FILTER, "__chain7"), FORWARD]
+
+    assert ns.ruleset().count("hm3") == 1
+    within(ns, look)
+
+
+NEWCHAIN = 3
+"""NFT_MSG_NEWCHAIN (linux/netfilter/nf_tables.h)."""
+
+
+def test_chains_that_no_program_would_name_so_are_chains_as_any_other(table: Namespace) -> None:
+    chains = [Chain(FILTER, name) for name in ("a \"b' \n;{}", "-\udcff", "\u20ac" * 80, " ", "FORWARD ")]
+    names = [messages.names(messages.CHAIN_TABLE, messages.CHAIN_NAME, chain) for chain in chains]
+    flags = NLM_F_REQUEST | NLM_F_CREATE
+
+    def sweep(backend: Backend) -> None:
+        with closing(Commits()) as commits:  # of generation 0, which is any
+            made = [messages.request(NEWCHAIN, flags, FILTER, each) for each in names]
+            commits.send(commits.prepare(made), "making chains")
+        (first, *_) = read(backend, FORWARD).rules
+        assert first.undo
+        with backend.transaction(chains, orders=True) as transaction:
+            transaction.insert([Addition(chain, 0, [first.undo.raw]) for chain in chains])
+            transaction.commit()
+        scan = read(backend, *chains)
+        assert {rule.chain: rule.spec for rule in scan.rules} == dict.fromkeys(chains, first.spec)
+        with backend.transaction(chains, scan.rules) as transaction:
+            assert len(transaction.rules) == len(chains)
+            transaction.delete(transaction.rules)
+            transaction.commit()
+        assert read(backend, *chains).scanned == dict.fromkeys(chains, 0)
+
+    within(table, sweep, undo=True)
+    assert comments(table) == ["hm-a", "other", "hm-b", "hm-c"]
 
 
 def test_a_table_of_another_process_is_an_error_of_that_table(ns: Namespace) -> None:
@@ -424,7 +499,7 @@ with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as sock:
 
 def test_handles_tell_twins_apart_and_a_twin_made_anew_is_another_rule(table: Namespace) -> None:
     def sweep(backend: Backend) -> None:
-        rules = backend.read([FORWARD]).rules
+        rules = read(backend, FORWARD).rules
         table.iptables("nft", "-D", "FORWARD", "4")
         table.iptables("nft", "-A", "FORWARD", "-m", "comment", "--comment", "hm-c", "-j", "ACCEPT")
         with backend.transaction([FORWARD], rules) as transaction:
@@ -452,12 +527,12 @@ def test_a_dump_that_skipped_rules_is_not_complete_though_the_kernel_says_nothin
 
     monkeypatch.setattr(netlink, "dump", told_nothing)
 
-    def read(backend: Backend) -> None:
-        scan = backend.read([FORWARD])
+    def look(backend: Backend) -> None:
+        scan = read(backend, FORWARD)
         assert len(scan.rules) == 799
         assert not scan.complete
 
-    within(ns, read)
+    within(ns, look)
 
 
 def test_waiting_for_a_commit_that_is_under_way_changes_nothing(table: Namespace) -> None:

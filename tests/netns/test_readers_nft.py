@@ -14,7 +14,7 @@ from netsweep.firewall.nftables.codec import read_rule, spec_of
 from netsweep.firewall.nftables.undo import rule_attributes, undo_of
 from netsweep.host import netlink
 from netsweep.model import Interface, Spec
-from tests.extensions import EXTENSIONS, NAT
+from tests.extensions import EXTENSIONS, IPV6, NAT, REMARKS
 from tests.namespace import Namespace, restore_input
 
 NFPROTO = {"inet": 1, "ip": 2, "netdev": 5, "ip6": 10}
@@ -97,8 +97,8 @@ class Native:
         return "ip6" if self.family == "ip6" else "ip"
 
     def add(self, *lines: str) -> list[bytes]:
-        for line in lines:
-            self.ns.run("nft", f"add rule {self.family} {TABLE} {CHAIN} {line}")
+        commands = [f"add rule {self.family} {TABLE} {CHAIN} {line}\n" for line in lines]
+        self.ns.run("nft", "-f", "-", input="".join(commands))
         return dump(self.ns, self.family)[-len(lines) :]
 
     def read(self, *lines: str) -> list[Spec]:
@@ -171,6 +171,45 @@ def test_interfaces_that_are_not_told_by_plain_names_are_unreadable(native: Nati
     for (line, reason), spec in zip(UNREADABLE.items(), specs, strict=True):
         assert reason in (spec.unreadable or ""), line
         assert spec.comments == ("hypeman-x-hmdead",)
+
+
+BY_NUMBER = {
+    'iif "hm11fe" drop': ["hm11fe"],
+    'iif "lo" oif "hm11fe" drop': ["lo", "hm11fe"],
+    'oif "hm11fe" iif "lo" iif "hm11fe" drop': ["hm11fe", "lo", "hm11fe"],
+    'iif != "lo" oifname "hmdead" drop': [],
+    'iif { "lo", "hm11fe" } drop': [],
+    "iifname hmdead meta mark 1 drop": [],
+    "iifgroup 1 drop": [],
+}
+
+
+def test_interfaces_by_number_are_told(native: Native) -> None:
+    numbers = {"lo": 1, "hm11fe": native.index}
+    found = dict(zip(BY_NUMBER, (each.by_number for each in native.read(*BY_NUMBER)), strict=True))
+    assert found == {line: tuple(numbers[name] for name in names) for line, names in BY_NUMBER.items()}
+
+
+BY_SET = {
+    'iifname { "hmdead", "hmbee" } drop': True,
+    'iifname != { "hmdead", "hmbee" } drop': True,
+    "oifname @bridges drop": True,
+    'iifname vmap { "hmdead" : drop, "hm11fe" : accept }': True,
+    "oifname vmap @verdicts": True,
+    'meta mark set iifname map { "hmdead" : 1 }': True,
+    'iif { "lo", "hm11fe" } drop': True,
+    'iif . oif { "lo" . "hm11fe" } drop': True,
+    'tcp dport . iifname { 22 . "hmdead" } drop': True,
+    "iifname hmdead tcp dport { 22, 23 } drop": False,
+    "iif lo tcp dport vmap @ports": False,
+    "iifname hmdead ADDRESS saddr @seen drop": False,
+    "iifgroup { 1, 2 } drop": False,
+}
+
+
+def test_interfaces_in_sets_are_told(native: Native) -> None:
+    specs = native.read(*(line.replace("ADDRESS", native.address) for line in BY_SET))
+    assert dict(zip(BY_SET, (each.by_set for each in specs), strict=True)) == BY_SET
 
 
 def test_what_follows_a_match_that_is_unreadable_is_still_read(native: Native) -> None:
@@ -262,6 +301,80 @@ def test_addresses_are_those_of_the_protocol(native: Native) -> None:
     assert dict(zip(lines, found, strict=True)) == lines
 
 
+SAID: dict[str, Spec] = {
+    "tcp dport 22": Spec(protocol="tcp", ports=True, matches=("tcp",)),
+    "tcp dport 22-30": Spec(protocol="tcp", ports=True, matches=("more of tcp", "tcp")),
+    "tcp dport > 1023": Spec(protocol="tcp", ports=True, matches=("more of tcp", "tcp")),
+    "tcp dport 0-65535": Spec(protocol="tcp", matches=("more of tcp", "tcp")),
+    "tcp sport 22": Spec(protocol="tcp", ports=True, matches=("more of tcp", "tcp")),
+    "udp sport != 53": Spec(protocol="udp", matches=("more of udp", "udp")),
+    "udp sport != 53-54": Spec(protocol="udp", matches=("more of udp", "udp")),
+    "udp sport != 53 udp dport 67": Spec(protocol="udp", ports=True, matches=("more of udp", "udp")),
+    "sctp dport 5": Spec(protocol="sctp", ports=True, matches=("sctp",)),
+    "tcp dport { 22, 23 }": Spec(protocol="tcp", matches=("lookup",)),
+    "tcp dport & 255 == 5": Spec(protocol="tcp", matches=("bitwise",)),
+    "meta l4proto { tcp, udp } th dport 53": Spec(ports=True, matches=("lookup", "ports")),
+    "meta l4proto udp": Spec(protocol="udp"),
+    "meta l4proto != tcp": Spec(protocol="!tcp"),
+    "meta l4proto 253": Spec(protocol="253"),
+    "meta l4proto ipv6-icmp": Spec(protocol="ipv6-icmp"),
+    "meta l4proto > 6": Spec(matches=("protocol",)),
+    "meta l4proto 0": Spec(matches=("protocol",)),
+    "ip protocol icmp": Spec(protocol="icmp"),
+    "ip protocol != tcp": Spec(protocol="!tcp"),
+    "ip6 nexthdr udp": Spec(protocol="udp"),
+    "ip protocol tcp ip saddr 10.0.0.1": Spec(protocol="tcp", source="10.0.0.1/32"),
+    "ip6 saddr fe80::/10 ip6 nexthdr tcp": Spec(protocol="tcp", source="fe80::/10"),
+    "ip saddr 10.0.0.1-10.0.0.9": Spec(matches=("payload",)),
+    "ip saddr != 10.0.0.1-10.0.0.9": Spec(matches=("payload",)),
+    "ip6 daddr > fe80::1": Spec(matches=("payload",)),
+    "ip saddr { 10.0.0.1, 10.0.0.2 }": Spec(matches=("lookup",)),
+    "ip saddr 10.0.0.0/8 ip saddr != 10.1.0.0/16": Spec(source="10.0.0.0/8", matches=("payload",)),
+    "ip saddr | 1 == 10.0.0.1": Spec(matches=("bitwise",)),
+    "ip dscp 5": Spec(matches=("payload",)),
+    "ct state established,related": Spec(matches=("conntrack",)),
+    "ct state new tcp dport 22 limit rate 1/second": Spec(
+        protocol="tcp", ports=True, matches=("conntrack", "limit", "tcp")
+    ),
+    "fib daddr type local": Spec(matches=("addrtype",)),
+    "meta mark & 0xff == 1": Spec(matches=("mark",)),
+    "meta skuid 0": Spec(matches=("meta",)),
+    "counter quota over 10 mbytes": Spec(matches=("quota",)),
+    "jump JOBS": Spec(target="JOBS"),
+    "goto JOBS": Spec(target="JOBS", matches=("-g",)),
+    'log prefix "x" drop': Spec(target="DROP", matches=("and DROP",)),
+    'log prefix "x"': Spec(target="LOG"),
+}
+"""What rules say besides interfaces. Those of one protocol only stand where that is."""
+
+
+def test_what_rules_say_is_read(native: Native) -> None:
+    def said(line: str) -> bool:
+        families = {"ip6" if part == "ip6" else "ip" for part in line.split() if part in ("ip", "ip6")}
+        return native.family == "inet" or families <= {native.family}
+
+    lines = [line for line in SAID if said(line)]
+    assert len(lines) > 25
+    assert dict(zip(lines, native.read(*lines), strict=True)) == {line: SAID[line] for line in lines}
+
+
+def test_in_inet_a_rule_may_be_of_one_protocol(ns: Namespace) -> None:
+    ns.add_bridges("hm11fe")
+    native = Native(ns, "inet")
+    found = native.read(
+        "meta nfproto ipv4 iifname hmdead drop",
+        "meta nfproto ipv6 ip6 nexthdr udp drop",
+        "meta nfproto != ipv4 iifname hmdead drop",
+        "meta protocol arp drop",
+    )
+    assert found == [
+        Spec(in_interface=Interface("hmdead"), target="DROP"),
+        Spec(protocol="udp", target="DROP"),
+        Spec(in_interface=Interface("hmdead"), matches=("meta",), target="DROP"),
+        Spec(matches=("meta",), target="DROP"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("family", "line"),
     [
@@ -295,43 +408,6 @@ def test_devices_of_packets_that_are_passed_on(ns: Namespace) -> None:
     assert "does not tell" in (from_map.unreadable or "")
 
 
-REMARKS = [
-    "x" * 255,
-    "x" * 248 + "-hmdead",
-    "é" * 127 + "x",
-    "€" * 85,
-    "\udcff" * 255,
-    "\udcc3-hmdead",
-    "\udced\udca0\udc80",
-    "\ufeffhm1",
-    'quotes " \' ` \\" and -hmdead',
-    "ends with a backslash \\",
-    "new\nline\r\n\ttab\n",
-    "\x1b[31m\x07\x7f\x01",
-    " spaces around ",
-    "-j DROP --comment x",
-    "%s %n %0A",
-    "",
-]
-"""Comments that are hard to read right: the longest, those that are no text, those that look like something else."""
-
-
-@pytest.mark.parametrize(("program", "family"), [("iptables-nft", "ip"), ("ip6tables-nft", "ip6")])
-def test_comments_are_read_byte_for_byte(ns: Namespace, program: str, family: str) -> None:
-    for remark in REMARKS:
-        ns.run(program, "-A", CHAIN, "-i", "hmdead", "-j", "DROP", "-m", "comment", "--comment", remark)
-    specs = [spec_in(each) for each in dump(ns, family)]
-    assert [each.comments for each in specs] == [(remark,) for remark in REMARKS]
-    assert {(each.in_interface, each.unreadable) for each in specs} == {(Interface("hmdead"), None)}
-
-
-def test_several_comments_are_told_apart_and_each_once(ns: Namespace) -> None:
-    remarks = ["hypeman-x-hm1", "a b", "hypeman-x-hm1", "c"]
-    options = [part for remark in remarks for part in ("-m", "comment", "--comment", remark)]
-    ns.run("iptables-nft", "-A", CHAIN, *options, "-j", "DROP")
-    assert spec_in(dump(ns)[0]).comments == ("hypeman-x-hm1", "a b", "c")
-
-
 def test_comments_of_native_rules_are_read_byte_for_byte(native: Native) -> None:
     # nft takes 128 bytes and has no way to write a quote.
     remarks = [remark for remark in REMARKS if len(os.fsencode(remark)) <= 128 and remark and '"' not in remark]
@@ -352,49 +428,6 @@ def accept_all(ns: Namespace, program: str, bodies: Sequence[str], table: str = 
         if ns.run(f"{program}-restore", "--noflush", check=False, input=rules).returncode == 0:
             accepted.append(body)
     return accepted
-
-
-NOT_FREE = re.compile(r"-m (set|bpf|devgroup) |-j SET ")
-OF_IPV6 = [
-    "-p ipv6-icmp -m icmp6 --icmpv6-type 135 -j ACCEPT",
-    "-m hl --hl-gt 64 -j DROP",
-    "-m rt --rt-type 0 -j DROP",
-    "-m frag --fragmore -j DROP",
-    "-m eui64 -j DROP",
-    "-m ipv6header --header hop,route --soft -j DROP",
-    "-s 2001:db8::/32 ! -d 2001:db8::1 -j DROP",
-    "-m devgroup --src-group 7 -j DROP",
-    '-m bpf --bytecode "4,48 0 0 9,21 0 1 6,6 0 0 1,6 0 0 0" -j DROP',
-]
-
-
-@pytest.mark.parametrize(("program", "family"), [("iptables-nft", "ip"), ("ip6tables-nft", "ip6")])
-def test_iptables_puts_its_interfaces_before_every_effect(ns: Namespace, program: str, family: str) -> None:
-    """And of all its matches and targets only those that may hold interfaces are unreadable."""
-    plain = [*EXTENSIONS, *OF_IPV6, "-m devgroup --dst-group 0 -j DROP", "-m nfacct --nfacct-name x"]
-    bodies = [f"-i hm1 ! -o eth+ {body}" for body in plain if "-i hmdead" not in body]
-    accepted = accept_all(ns, program, bodies)
-    specs = [spec_in(each) for each in dump(ns, family)]
-    assert len(specs) == len(accepted) > 30
-    for body, spec in zip(accepted, specs, strict=True):
-        assert (spec.in_interface, spec.out_interface) == (Interface("hm1"), Interface("eth", True, True)), body
-        assert (spec.unreadable is not None) == bool(NOT_FREE.search(body)), (body, spec.unreadable)
-    assert {"bpf", "SET", "group"} <= set(
-        re.findall(r"bpf|SET|group", " ".join(str(each.unreadable) for each in specs))
-    )
-
-
-def test_ports_and_devices_of_iptables(ns: Namespace) -> None:
-    ns.add_bridges("hm11fe")
-    ns.run(
-        "iptables-nft", "-A", CHAIN, "-m", "physdev", "--physdev-in", "hm1", "!", "--physdev-out", "ha+", "-j", "DROP"
-    )
-    ns.run("iptables-nft", "-A", CHAIN, "-j", "TEE", "--gateway", "10.9.9.9", "--oif", "hm11fe")
-    ns.run("iptables-nft", "-A", CHAIN, "-j", "TEE", "--gateway", "10.9.9.9")
-    physdev, device, gateway = (spec_in(each) for each in dump(ns))
-    assert physdev.physdev == (Interface("hm1"), Interface("ha", wildcard=True, negated=True))
-    assert (device.devices, gateway.devices) == (("hm11fe",), ())
-    assert [(each.target, each.unreadable) for each in (device, gateway)] == [("TEE", None)] * 2
 
 
 def test_a_position_is_the_handle_of_the_rule_before(native: Native) -> None:
@@ -454,7 +487,7 @@ def test_native_rules_come_back_as_they_were(native: Native) -> None:
 
 @pytest.mark.parametrize(
     ("program", "family", "bodies"),
-    [("iptables-nft", "ip", EXTENSIONS), ("ip6tables-nft", "ip6", [*EXTENSIONS, *OF_IPV6])],
+    [("iptables-nft", "ip", EXTENSIONS), ("ip6tables-nft", "ip6", [*EXTENSIONS, *IPV6])],
 )
 def test_rules_of_iptables_come_back_as_they_were(ns: Namespace, program: str, family: str, bodies: list[str]) -> None:
     accepted = accept_all(ns, program, bodies)

@@ -27,17 +27,21 @@ from netsweep.jobs.journal import Journal
 from netsweep.jobs.look import Judge
 from netsweep.model import Chain
 from netsweep.report import LockTimes, Report
-from tests.extensions import COMMENT, EXTENSIONS, NAT, accepted, is_readable, orphan
+from tests.extensions import COMMENT, EXTENSIONS, IPV6, NAT, accepted, is_readable, orphan
 from tests.namespace import (
     FLAVOURS,
+    NATIVE_NAMES,
     NETSWEEP,
+    PLACES,
     Namespace,
     flocked,
+    in_family,
     in_process,
     is_free,
     leak,
     leaks,
     of_bridge,
+    program,
     report_of,
     restore_input,
     unchanged,
@@ -49,6 +53,10 @@ LIVE = ("hm1a", "hm2b", "hm3c")
 DEAD = [f"hm{0x3FA2000 + number:x}" for number in range(300)]
 
 
+Place = tuple[str, str, str, str, int]
+"""Backend, family, table, chain and position of a rule."""
+
+
 class Line(NamedTuple):
     """A rule less its ``-A CHAIN``, and whether a sweep is to delete it."""
 
@@ -56,44 +64,57 @@ class Line(NamedTuple):
     goes: bool = False
 
 
-class Expected:
-    """Which rules of one flavour are to go, told by their places alone."""
+OF_IPTABLES = [(flavour, family) for flavour, family in PLACES if family != "inet"]
+"""Flavours and families that iptables has."""
 
-    def __init__(self, ns: Namespace, flavour: str) -> None:
+
+class Expected:
+    """Which rules of one flavour and family are to go, told by their places alone."""
+
+    def __init__(self, ns: Namespace, flavour: str, family: str = "ipv4") -> None:
         self.ns = ns
         self.flavour = flavour
+        self.family = family
         self._goes: dict[tuple[str, str], list[bool]] = defaultdict(list)
 
     def load(self, table: str, chain: str, lines: Sequence[Line], *before: str) -> None:
-        """Append ``lines`` to a chain, each with counters of its own."""
+        """Append ``lines`` to a chain, each with counters of its own; those of inet have none yet."""
         goes = self._goes[table, chain]
-        rules = [f"[{number}:{number * 84}] -A {chain} {line.body}" for number, line in enumerate(lines, len(goes) + 1)]
-        text = "".join(f"{line}\n" for line in (f"*{table}", *before, *rules, "COMMIT"))
-        self.ns.run(f"iptables-{self.flavour}-restore", "--noflush", "--counters", "-w", "5", input=text)
+        rules = in_family((f"-A {chain} {line.body}" for line in lines), self.family)
+        if self.family == "inet":
+            self.ns.restore(self.flavour, restore_input({table: [*before, *rules]}), self.family)
+        else:
+            counted = [f"[{number}:{number * 84}] {rule}" for number, rule in enumerate(rules, len(goes) + 1)]
+            restore = (program(self.flavour, self.family, "-restore"), "--noflush", "--counters", "-w", "5")
+            self.ns.run(*restore, input=restore_input({table: [*before, *counted]}))
         goes += [line.goes for line in lines]
 
     def load_native(self, table: str, chain: str, lines: Sequence[Line]) -> None:
         """Append ``lines``, in the words of nft, to a chain."""
-        commands = "".join(f"add rule ip {table} {chain} {line.body}\n" for line in lines)
+        where = f"{NATIVE_NAMES[self.family]} {table} {chain}"
+        commands = "".join(f"add rule {where} {line.body}\n" for line in lines)
         self.ns.run("nft", "-f", "-", input=commands)
         self._goes[table, chain] += [line.goes for line in lines]
 
-    def orphans(self) -> set[tuple[str, str, str, int]]:
-        """Backend, table, chain and position of all that is to go."""
+    def orphans(self) -> set[Place]:
+        """Where all that is to go stands."""
         return {
-            (self.flavour, table, chain, position)
+            (self.flavour, self.family, table, chain, position)
             for (table, chain), goes in self._goes.items()
             for position, each in enumerate(goes, 1)
             if each
         }
 
     def surviving(self, save: Sequence[str]) -> list[str]:
-        """``iptables-save`` output less what is to go."""
+        """What was saved of this family less what is to go."""
+        if self.family == "inet":
+            return list(self._filtered(save, r"table inet (\S+) \{", r"\t\t(?!type )"))
         return list(self._filtered(save, r"\*(\S+)", r"\[\d+:\d+\] -A (\S+)"))
 
     def surviving_ruleset(self, ruleset: str) -> list[str]:
         """The lines of ``nft -a list ruleset`` less what is to go."""
-        return list(self._filtered(ruleset.splitlines(), r"table ip (\S+) \{|table ()", r"\t\t.* # handle \d+$"))
+        table = rf"table {NATIVE_NAMES[self.family]} (\S+) \{{|table ()"
+        return list(self._filtered(ruleset.splitlines(), table, r"\t\t.* # handle \d+$"))
 
     def _filtered(self, lines: Sequence[str], table_line: str, rule_line: str) -> Iterator[str]:
         table = chain = ""
@@ -117,8 +138,9 @@ def swept(ns: Namespace, *options: str) -> dict[str, Any]:
     return report_of(ns.netsweep("sweep", "--format", "json", *options))
 
 
-def places(report: dict[str, Any], key: str = "orphans") -> set[tuple[str, str, str, int]]:
-    found = {(rule["backend"], rule["table"], rule["chain"], rule["position"]) for rule in report[key]}
+def places(report: dict[str, Any], key: str = "orphans") -> set[Place]:
+    where = ("backend", "family", "table", "chain", "position")
+    found = {(*(rule[name] for name in where),) for rule in report[key]}
     assert len(found) == len(report[key])
     return found
 
@@ -214,11 +236,12 @@ def crowded(expected: Expected) -> None:
         expected.load(table, chain, lines, f":{chain} DROP [41:4242]" if table == "filter" else "")
 
 
-def test_exactly_the_orphans_of_300_bridges_go(ns: Namespace, flavour: str) -> None:
+@pytest.mark.parametrize(("flavour", "family"), OF_IPTABLES)
+def test_exactly_the_orphans_of_300_bridges_go(ns: Namespace, flavour: str, family: str) -> None:
     ns.add_bridges(*LIVE)
-    expected = Expected(ns, flavour)
+    expected = Expected(ns, flavour, family)
     crowded(expected)
-    save, ruleset = ns.save(flavour), ns.ruleset()
+    save, ruleset = ns.save(flavour, family), ns.ruleset()
     rules = sum(line.startswith("[") for line in save)
 
     report = swept(ns)
@@ -227,23 +250,24 @@ def test_exactly_the_orphans_of_300_bridges_go(ns: Namespace, flavour: str) -> N
     assert places(report) == expected.orphans()
     assert report["scanned"] == rules
     assert report["deleted"] == len(expected.orphans())
-    assert ns.save(flavour) == expected.surviving(save)
+    assert ns.save(flavour, family) == expected.surviving(save)
     if flavour == "nft":
         assert ns.ruleset().splitlines() == expected.surviving_ruleset(ruleset)
 
 
-def test_a_rule_goes_as_often_as_it_stands_there(ns: Namespace, flavour: str) -> None:
-    expected = Expected(ns, flavour)
+def test_a_rule_goes_as_often_as_it_stands_there(ns: Namespace, place: tuple[str, str]) -> None:
+    expected = Expected(ns, *place)
     copies = [Line(body, goes=True) for body in bodies("hmdead", "filter")] * 7
     expected.load("filter", "FORWARD", [Line("-i eth0 -j ACCEPT"), *copies, Line("-i eth0 -j ACCEPT"), *copies])
-    save = ns.save(flavour)
+    save = ns.save(*place)
     assert swept(ns)["deleted"] == 28
-    assert ns.save(flavour) == expected.surviving(save)
+    assert ns.save(*place) == expected.surviving(save)
 
 
-def test_rules_made_with_nft_go_and_stay_like_those_of_iptables(ns: Namespace) -> None:
+@pytest.mark.parametrize("family", ["ipv4", "inet"])
+def test_rules_made_with_nft_go_and_stay_like_those_of_iptables(ns: Namespace, family: str) -> None:
     ns.add_bridges(*LIVE)
-    expected = Expected(ns, "nft")
+    expected = Expected(ns, "nft", family)
     expected.load("filter", "FORWARD", [Line(body, goes=True) for body in bodies("hm0", "filter")])
     expected.load("nat", "POSTROUTING", [Line(body, goes=True) for body in bodies("hm0", "nat")])
     out, into = 'comment "hypeman-fwd-out-hm1"', 'comment "hypeman-fwd-in-hm1"'
@@ -298,27 +322,30 @@ def test_rules_made_with_nft_go_and_stay_like_those_of_iptables(ns: Namespace) -
     assert ns.ruleset().splitlines() == expected.surviving_ruleset(ruleset)
 
 
-def test_other_families_and_tables_of_nf_tables_are_none_of_ours(ns: Namespace) -> None:
+def test_other_tables_and_chains_and_families_that_cannot_be_decided_on_are_none_of_ours(ns: Namespace) -> None:
     expected = Expected(ns, "nft")
     expected.load("filter", "FORWARD", [Line(body, goes=True) for body in bodies("hmdead", "filter")])
-    ns.run("ip6tables-nft", "-A", "FORWARD", "-i", "hmdead", "-j", "ACCEPT")
-    names = (("inet", "filter"), ("ip6", "filter"), ("ip6", "nat"), ("bridge", "filter"), ("ip", "mine"))
-    for family, table in names:
-        rule = f'{family} {table} FORWARD iifname "hmdead" counter packets 5 bytes 6 comment "hypeman-fwd-out-hmdead"'
-        ns.run("nft", f"add table {family} {table}; add chain {family} {table} FORWARD; add rule {rule}")
-    ns.run("nft", 'add chain ip filter forward; add rule ip filter forward iifname "hmdead" drop')
+    for family in ("ip", "ip6", "inet", "bridge", "arp"):
+        for table, chain in (("filter", "forward"), ("nat", "FORWARD"), ("mine", "FORWARD")):
+            rule = f'{family} {table} {chain} iifname "hmdead" counter packets 5 bytes 6'
+            ns.run("nft", f"add table {family} {table}; add chain {family} {table} {chain}; add rule {rule}")
+    for family in ("bridge", "arp"):
+        ns.run("nft", f'add chain {family} filter FORWARD; add rule {family} filter FORWARD iifname "hmdead" drop')
     before = ns.ruleset()
     assert swept(ns)["deleted"] == 2
     assert ns.ruleset().splitlines() == expected.surviving_ruleset(before)
 
 
-def test_x_tables_of_ipv6_are_none_of_ours(ns: Namespace) -> None:
-    ns.restore("legacy", leaks(["hmdead"]))
-    ns.run("ip6tables-legacy", "-w", "-A", "FORWARD", "-i", "hmdead", "-j", "ACCEPT")
-    before = ns.run("ip6tables-legacy", "-S").stdout
-    assert swept(ns)["deleted"] == 3
-    assert "hmdead" in before
-    assert ns.run("ip6tables-legacy", "-S").stdout == before
+@pytest.mark.parametrize(
+    ("family", "others"), [("ipv4", {"ipv6"}), ("ipv6", {"ipv4"}), ("all", set())], ids=lambda each: str(each)
+)
+def test_only_the_families_that_are_asked_for_are_swept(ns: Namespace, family: str, others: set[str]) -> None:
+    """Tables of inet belong to both."""
+    for each in PLACES:
+        ns.restore(each[0], leaks(["hmdead"]), each[1])
+    assert swept(ns, "--family", family)["deleted"] == 3 * len([each for each in PLACES if each[1] not in others])
+    left = {each for each in PLACES if any("hmdead" in line for line in ns.save(*each))}
+    assert left == {each for each in PLACES if each[1] in others}
 
 
 ELSEWHERE = (
@@ -357,6 +384,7 @@ def test_only_the_chains_that_are_asked_for_are_swept(ns: Namespace, flavour: st
 MORE = {
     ("filter", "FORWARD"): [
         *EXTENSIONS,
+        *IPV6,
         "-p sctp -m sctp --dport 7",
         "-p dccp -m dccp --dport 7",
         "-p ah -m ah --ahspi 1:2",
@@ -389,19 +417,21 @@ MORE = {
 """What stands in rules of others, by where it may stand."""
 
 
-def bystanders(ns: Namespace, flavour: str) -> dict[tuple[str, str], list[str]]:
+def bystanders(ns: Namespace, flavour: str, family: str) -> dict[tuple[str, str], list[str]]:
     """Rules of others, of as many kinds as this host can make."""
-    ns.run("ipset", "create", "blocked", "hash:ip,port", "timeout", "0")
+    of_family = ("family", "inet6") if family == "ipv6" else ()
+    ns.run("ipset", "create", "blocked", "hash:ip,port", *of_family, "timeout", "0")
     found = {}
     for (table, chain), candidates in MORE.items():
-        known = accepted(ns, flavour, table, chain, candidates)
+        known = accepted(ns, flavour, table, chain, candidates, family)
         found[table, chain] = [body for body in candidates if orphan(chain, body) in known and "hmdead" not in body]
     return found
 
 
-def test_hundreds_of_rules_of_every_kind_survive_byte_for_byte(ns: Namespace, flavour: str) -> None:
-    expected = Expected(ns, flavour)
-    found = bystanders(ns, flavour)
+@pytest.mark.parametrize(("flavour", "family"), OF_IPTABLES)
+def test_hundreds_of_rules_of_every_kind_survive_byte_for_byte(ns: Namespace, flavour: str, family: str) -> None:
+    expected = Expected(ns, flavour, family)
+    found = bystanders(ns, flavour, family)
     assert sum(map(len, found.values())) >= 50
     wrappings = ("", "-i docker0", "! -o hmvpn0", '-m comment --comment "hm {}: not \\"ours\\", é"', "-o hm+")
     total = 0
@@ -417,11 +447,11 @@ def test_hundreds_of_rules_of_every_kind_survive_byte_for_byte(ns: Namespace, fl
             dead = Line(orphan(chain, kind).removeprefix(f"-A {chain} "), goes=True)
             lines += [[other], [other, tied], [dead, other]][number % 3]
         expected.load(table, chain, lines, "-F", ":USERS - [0:0]", "-A USERS -p udp -j RETURN")
-    assert total >= 300
-    save, ruleset = ns.save(flavour), ns.ruleset()
+    assert total >= 250
+    save, ruleset = ns.save(flavour, family), ns.ruleset()
     options = [part for table, chain in found for part in ("--chain", f"{table}/{chain}")]
     assert places(swept(ns, *options)) == expected.orphans()
-    assert ns.save(flavour) == expected.surviving(save)
+    assert ns.save(flavour, family) == expected.surviving(save)
     if flavour == "nft":
         assert ns.ruleset().splitlines() == expected.surviving_ruleset(ruleset)
 
@@ -448,22 +478,23 @@ def test_where_nothing_was_ever_left_behind_no_lock_is_taken_or_made(ns: Namespa
     assert list(ns.directory.iterdir()) == []
 
 
-def test_both_backends_are_clean_after_one_run(ns: Namespace) -> None:
+def test_all_families_of_both_backends_are_clean_after_one_run(ns: Namespace) -> None:
     ns.add_bridges(*LIVE)
-    expected = {flavour: Expected(ns, flavour) for flavour in FLAVOURS}
-    for flavour, dead in zip(FLAVOURS, (DEAD[:7], DEAD[5:10]), strict=True):
+    expected = {place: Expected(ns, *place) for place in PLACES}
+    for number, each in enumerate(expected.values(), 5):
+        dead = DEAD[number : 2 * number]
         mixed = [Line(body, bridge in dead) for bridge in (*LIVE, *dead) for body in bodies(bridge, "filter")]
-        expected[flavour].load("filter", "FORWARD", mixed)
-    saves = {flavour: ns.save(flavour) for flavour in FLAVOURS}
+        each.load("filter", "FORWARD", mixed)
+    saves = {place: ns.save(*place) for place in PLACES}
     report = swept(ns)
     assert report["backends"] == [
-        {"name": "legacy", "family": "ipv4", "scanned": 20, "orphans": 14, "deleted": 14},
-        {"name": "nft", "family": "ipv4", "scanned": 16, "orphans": 10, "deleted": 10},
+        {"name": flavour, "family": family, "scanned": 6 + goes, "orphans": goes, "deleted": goes}
+        for goes, (flavour, family) in zip((10, 12, 14, 16, 18), PLACES, strict=True)
     ]
-    assert (report["scanned"], report["deleted"]) == (36, 24)
-    assert places(report) == expected["legacy"].orphans() | expected["nft"].orphans()
-    for flavour in FLAVOURS:
-        assert ns.save(flavour) == expected[flavour].surviving(saves[flavour])
+    assert (report["scanned"], report["deleted"]) == (100, 70)
+    assert places(report) == set().union(*(each.orphans() for each in expected.values()))
+    for place in PLACES:
+        assert ns.save(*place) == expected[place].surviving(saves[place])
 
 
 def test_each_table_is_swept_under_a_hold_of_the_locks_of_its_own(

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 import netsweep
 from netsweep.errors import NetsweepError, UsageError
+from netsweep.profiles.options import Options
 from netsweep.report import Report
 
 PUBLIC = {
@@ -93,6 +95,22 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
         ({"lock_file": b"/tmp/x"}, UsageError),
         ({"lock_timeout": True}, UsageError),
         ({"prefix": 3}, UsageError),
+        ({"profile": "docker"}, None),
+        ({"profile": Path("/nonexistent/mine.toml")}, UsageError),
+        ({"profile": 3}, UsageError),
+        ({"name": iter(["wgcorp"])}, None),
+        ({"name": "w*"}, UsageError),
+        ({"name": {"wgcorp": 1}}, None),
+        ({"all_chains": True}, None),
+        ({"all_chains": True, "chain": ["raw/*"]}, UsageError),
+        ({"family": "ipv6"}, None),
+        ({"family": ["ipv6"]}, UsageError),
+        ({"family": {}}, UsageError),
+        ({"include_negated": True}, None),
+        ({"settle": 0.5}, None),
+        ({"settle": float("inf")}, UsageError),
+        ({"max_deletes": 3}, None),
+        ({"max_deletes": 3.0}, UsageError),
         ({"journal": object()}, UsageError),
     ],
 )
@@ -108,16 +126,53 @@ def test_whatever_a_value_is_it_is_taken_or_wrong_usage(
 
 
 def test_options_reach_the_job(jobs: list[tuple[str, dict[str, Any]]]) -> None:
-    netsweep.sweep(prefix="vm", wait=1, journal="/x")
+    netsweep.sweep(prefix="vm", wait=1, journal="/x", include_negated=True, max_deletes=9)
     netsweep.sweep(prefix="vm", dry_run=True)
-    netsweep.find_orphans(protect=["xx"], include_kept=True)
+    netsweep.find_orphans(
+        profile="docker", name="mybr0", protect=["xx"], all_chains=True, family="ipv6", settle=1, include_kept=True
+    )
     netsweep.restore("/x", wait=2, force=True)
     (sweep, first), (dry, second), (find, third), (restore, fourth) = jobs
     assert (sweep, dry, find, restore) == ("sweep", "find_orphans", "find_orphans", "restore")
     assert (first["options"].prefixes, first["options"].wait, first["options"].journal) == (("vm",), 1.0, "/x")
+    assert (first["options"].include_negated, first["options"].max_deletes) == (True, 9)
     assert (second["command"], second["dry_run"]) == ("sweep", True)
     assert (third["options"].protected, third["keep"]) == (("xx",), True)
+    assert (third["options"].profile.name, third["options"].globs[-1]) == ("docker", "mybr0")
+    assert (third["options"].chains, third["options"].family, third["options"].settle) == (("*/*",), "ipv6", 1.0)
     assert (fourth["options"], fourth["more"], fourth["force"]) == ("/x", (2,), True)
+
+
+GIVEN: dict[str, Any] = {
+    "profile": "docker",
+    "prefix": "vm",
+    "name": "wgcorp",
+    "protect": "xx",
+    "chain": "raw/*",
+    "all_chains": True,
+    "family": "ipv6",
+    "include_negated": True,
+    "settle": 7,
+    "backend": "nft",
+    "lock_file": "/x",
+    "lease_file": "/y",
+    "lock_timeout": 8,
+    "wait": 9,
+    "max_deletes": 10,
+    "journal": "/z",
+}
+
+
+@pytest.mark.parametrize("function", [netsweep.sweep, netsweep.find_orphans])
+def test_every_option_that_a_function_has_reaches_its_job(
+    jobs: list[tuple[str, dict[str, Any]]], function: Callable[..., Report]
+) -> None:
+    assert inspect.signature(Options).parameters.keys() == GIVEN.keys()
+    not_options = {"dry_run", "include_kept"}
+    for name in inspect.signature(function).parameters.keys() - not_options:
+        function(**{name: GIVEN[name]})
+        _, called = jobs.pop()
+        assert called["options"] == Options(**{name: GIVEN[name]}) != Options(), name
 
 
 def test_the_defaults_stand_once_and_not_in_signatures() -> None:
@@ -149,6 +204,9 @@ def test_types_are_checked_where_it_is_installed(tmp_path: Path) -> None:
             "where: tuple[Family, str, Verdict] = (finding.rule.chain.table.family, finding.reason, finding.verdict)",
             "restore(Path('journal'), force=True)",
             "again: Report = find_orphans(chain='filter/INPUT', include_kept=True)",
+            "docker: Report = sweep(profile=Path('x.toml'), name=('a', 'b'), family='ipv6', settle=2, max_deletes=9)",
+            "harm: str | None = docker.negated[0].live_traffic",
+            "elsewhere: int = docker.elsewhere",
         ]
     )
     wrong = [
@@ -156,9 +214,10 @@ def test_types_are_checked_where_it_is_installed(tmp_path: Path) -> None:
         "import netsweep",
         "netsweep.sweep(prefix=3)",
         "netsweep.sweep(nonsense=1)",
+        "netsweep.find_orphans(max_deletes=1)",
     ]
     assert mypy(tmp_path, right) == (0, "Success: no issues found in 1 source file\n")
     status, said = mypy(tmp_path, "\n".join(wrong))
     assert status == 1
     assert 'Module "netsweep" has no attribute "Nonsense"' in said
-    assert {line.split(":")[1] for line in said.splitlines() if ": error:" in line} == {"1", "3", "4"}
+    assert {line.split(":")[1] for line in said.splitlines() if ": error:" in line} == {"1", "3", "4", "5"}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from netsweep.cli import demo, doctor, list, restore, sweep
+from netsweep.cli import demo, doctor, list, profiles, restore, sweep
 from netsweep.cli.outcome import invoke
 from netsweep.version import __version__
 
@@ -33,7 +33,7 @@ def cli() -> None:
 
     A rule is an orphan when a bridge of ours that it needs is gone: no interface has that name, and
     no running process holds a lease for it. netsweep deletes orphans and never touches any other
-    rule.
+    rule. Profiles say what is ours: networks of hypeman's tests, or of Docker, libvirt, LXD or LXC.
 
     \b
     Examples:
@@ -41,6 +41,7 @@ def cli() -> None:
       sudo netsweep list --all        why does the rest stay?
       sudo netsweep sweep --dry-run   what would a sweep do?
       sudo netsweep sweep             delete the orphans
+      sudo netsweep list --profile docker         what did Docker leave behind?
       sudo netsweep doctor            what does this host have, could a sweep run?
       netsweep demo                   see it work in a throwaway network namespace
 
@@ -49,7 +50,7 @@ def cli() -> None:
     """
 
 
-for _command in (list.command, sweep.command, restore.command, doctor.command, demo.command):
+for _command in (list.command, sweep.command, restore.command, profiles.command, doctor.command, demo.command):
     cli.add_command(_command)
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from netsweep import profiles
-from netsweep.profiles.options import BACKEND, CHOICES, LOCK_TIMEOUT, WAIT, Options
+from netsweep.profiles.options import BACKEND, CHOICES, FAMILIES, FAMILY, LOCK_TIMEOUT, WAIT, Options
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -75,11 +75,25 @@ wait_option = option(
 
 where_options = _together(
     option(
+        "--profile",
+        metavar="NAME|PATH",
+        shown=profiles.DEFAULT,
+        help="What to look for: defaults for the options below. 'netsweep profiles' lists them; a PATH, as "
+        "./mine.toml, is a file of your own. The defaults shown here are those of the default profile.",
+    ),
+    option(
         "--prefix",
         metavar="NAME",
         multiple=True,
         shown=", ".join(_PROFILE.prefixes),
         help="Bridges of ours are called NAME and hex digits, as hm3fa2001. Repeatable.",
+    ),
+    option(
+        "--name",
+        metavar="GLOB",
+        multiple=True,
+        help="Interfaces of ours have such a name too, as 'virbr[0-9]*' or wgcorp. A name that is only down for "
+        "now counts as gone, too. Repeatable.",
     ),
     option(
         "--protect",
@@ -93,7 +107,23 @@ where_options = _together(
         metavar="TABLE/CHAIN",
         multiple=True,
         shown=", ".join(_PROFILE.chains),
-        help="Where to look. Repeatable.",
+        help="Where to look; globs, and a family in front, as 'raw/*' or 'inet:firewalld/*'. Repeatable.",
+    ),
+    option("--all-chains", is_flag=True, help="Look in every chain of every table."),
+    option("--family", type=click.Choice(tuple(FAMILIES)), shown=FAMILY, help="inet tables belong to both."),
+    option(
+        "--include-negated",
+        is_flag=True,
+        help="Sweep rules too that match everything but a bridge that is gone ('! -o hm12'), where they also "
+        "restrict source, destination or ports. They match live traffic. A profile with forms for "
+        "such rules sweeps these, and no others.",
+    ),
+    option(
+        "--settle",
+        metavar="SECONDS",
+        type=float,
+        shown=f"{_PROFILE.settle:g}",
+        help="A name has to be gone in two looks so far apart. Nothing waits where there is no orphan.",
     ),
     option(
         "--backend",
@@ -106,7 +136,7 @@ where_options = _together(
         "--lock-file",
         metavar="PATH",
         shown=_PROFILE.lock_file,
-        help="Subnet lock of the test harness; only a sweep takes it.",
+        help="Subnet lock of the test harness; only a sweep takes it. A profile may have none.",
     ),
     option(
         "--lease-file",
@@ -136,4 +166,5 @@ def options_of(settings: dict[str, Any]) -> Options:
 
     To be called before a job is imported: wrong usage comes before a missing library.
     """
-    return Options(**{name: None if value == () else value for name, value in settings.items()})
+    given: dict[str, Any] = {name: None if value == () else value for name, value in settings.items()}
+    return Options(**given)

@@ -20,6 +20,12 @@ from netsweep.report import Report
     help="Write the rules to the new FILE before they are deleted; 'netsweep restore FILE' puts them back. "
     "No file is created where nothing is deleted.",
 )
+@option(
+    "--max-deletes",
+    metavar="N",
+    type=int,
+    help="Change nothing, and exit with 1, where more than N rules would go.",
+)
 @option("--best-effort", is_flag=True, help="Report failures, but exit with 0: for a post-step.")
 @output_options
 def command(dry_run: bool, best_effort: bool, form: str, verbose: bool, **settings: Any) -> int:
@@ -37,6 +43,7 @@ def command(dry_run: bool, best_effort: bool, form: str, verbose: bool, **settin
       sudo netsweep sweep --journal /root/swept   undo with: restore /root/swept
       sudo netsweep sweep --lock-timeout 0        give up if a test holds the lock
       sudo netsweep sweep --prefix hm --prefix vmt
+      sudo netsweep sweep --profile docker        dead networks of Docker
 
     \b
     As the last step of a workflow, with if: always():

@@ -21,13 +21,13 @@ class Scan:
     """What reading some chains found.
 
     ``rules`` are those that may concern us, chain by chain and in chain order; ``scanned`` counts all that
-    were read. ``chains`` are the chains that exist. ``complete`` is False where rules may have been
+    were read. ``chains`` are the chains that exist and were wanted. ``complete`` is False where rules may have been
     missed because the chains changed while they were read; ``more`` is True where the rest was left for
     another time.
     """
 
     rules: list[Rule] = field(default_factory=list)
-    scanned: Counter[Table] = field(default_factory=Counter)
+    scanned: Counter[Chain] = field(default_factory=Counter)
     chains: list[Chain] = field(default_factory=list)
     complete: bool = True
     more: bool = False
@@ -109,12 +109,12 @@ class Backend(Protocol):
         """
         ...
 
-    def read(self, chains: Collection[Chain], limit: int | None = None) -> Scan:
-        """Read those of ``chains`` that exist, in tables that exist, without any lock.
+    def read(self, tables: Collection[Table], wanted: Callable[[Chain], bool], limit: int | None = None) -> Scan:
+        """Read those chains of ``tables`` that are ``wanted``, without any lock.
 
-        ``limit``: how many rules of a chain to read at once where that is faster than to read all.
-        Raises :class:`~netsweep.errors.ContentionError` where they could not be read because they
-        were changing.
+        The tables are some of those that :meth:`tables` returned. ``limit``: how many rules of a chain to
+        read at once where that is faster than to read all. Raises
+        :class:`~netsweep.errors.ContentionError` where they could not be read because they were changing.
         """
         ...
 

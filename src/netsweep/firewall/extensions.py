@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from functools import lru_cache
+from socket import AF_INET, AF_INET6, inet_ntop
 from typing import NamedTuple
 
 from netsweep.model import Interface
@@ -128,6 +129,19 @@ Not here: ``SET`` (an ipset may hold interfaces), ``CLUSTERIP`` (it changes the 
 ``-i``). ``TEE`` is read.
 """
 
+PROTOCOLS: Mapping[int, str] = {
+    1: "icmp",
+    6: "tcp",
+    17: "udp",
+    33: "dccp",
+    50: "esp",
+    51: "ah",
+    58: "ipv6-icmp",
+    132: "sctp",
+    136: "udplite",
+}
+"""The protocols that iptables knows without /etc/protocols (xtables_chain_protos in libxtables/xtables.c)."""
+
 BY_GROUP = "matches interfaces by group"
 
 _PHYSDEV = struct.Struct("=16s16s16s16sBB")
@@ -138,6 +152,18 @@ _PHYSDEV_IN, _PHYSDEV_OUT = 0x01, 0x02
 
 _TEE, _TEE_REVISION = struct.Struct("=16x16s"), 1
 """``struct xt_tee_tginfo``: the gateway's address, and the interface to it."""
+
+_TCP, _UDP, _SCTP, _MULTIPORT = map(struct.Struct, ("=4HBBxB", "=4HB", "=4H276xII", "=xB15H15BB"))
+"""``struct xt_tcp``: lowest and highest port of the source, the same of the destination, an option, the mask of
+flags, what is inverted. ``struct xt_udp``: the ports, what is inverted. ``struct xt_sctp_info``: the ports of the
+destination, those of the source, what is matched, what of it is inverted. In all three bit 0 is the source,
+bit 1 the destination. ``struct xt_multiport_v1``: how many ports, the ports, which of them begin a range that
+the next ends, whether it is inverted."""
+
+_PORTS = {"tcp": (_TCP, 0), "udp": (_UDP, 0), "sctp": (_SCTP, 0), "multiport": (_MULTIPORT, 1)}
+"""Matches of ports: the layout, and the revision that has it."""
+
+_ALL = (0, 0xFFFF)
 
 _NO_SET = 0xFFFF
 """IPSET_INVALID_ID (linux/netfilter/ipset/ip_set.h)."""
@@ -156,10 +182,13 @@ _SETS = {
 class Extension(NamedTuple):
     """What one match or target says, as fields of :class:`netsweep.model.Spec`.
 
-    ``effect``: it does more than to match.
+    ``ports``: it matches some ports, not negated. ``more``: it matches more than its name tells, or, of ports,
+    other than one of the destination. ``effect``: it does more than to match.
     """
 
     comments: tuple[str, ...] = ()
+    ports: bool = False
+    more: bool = False
     physdev: tuple[Interface, ...] = ()
     devices: tuple[str, ...] = ()
     unreadable: str | None = None
@@ -177,6 +206,8 @@ def read_match(name: str, revision: int, info: bytes) -> Extension:
         return Extension(physdev=_read_physdev(info))
     if name == "devgroup":
         return Extension(unreadable=BY_GROUP)
+    if name in _PORTS:
+        return _read_ports(name, revision, info)
     if name in MATCHES:
         return _FREE_EFFECT if name in STATEFUL else _FREE
     return Extension(unreadable=not_free("match", name), effect=True)
@@ -226,6 +257,42 @@ def set_numbers(kind: str, name: str, revision: int, info: bytes) -> tuple[int, 
         return None
     found = (struct.unpack_from("=H", info, offset)[0] for offset in offsets)
     return tuple(number for number in found if number != _NO_SET)
+
+
+def network(address: bytes, mask: bytes, *, negated: bool = False) -> str:
+    """Give an IPv4 or IPv6 network as iptables-save writes it, with ``!`` in front where it is negated."""
+    bits, size = int.from_bytes(mask, "big"), 8 * len(mask)
+    length = bits.bit_count()
+    contiguous = bits == (1 << length) - 1 << size - length
+    family = AF_INET if len(address) == 4 else AF_INET6
+    suffix = str(length) if contiguous else inet_ntop(family, mask)
+    return f"{'!' if negated else ''}{inet_ntop(family, address)}/{suffix}"
+
+
+def protocol(number: int, negated: int) -> str | None:
+    """Give the protocol as in :attr:`netsweep.model.Spec.protocol`; ``None`` where a rule matches all."""
+    return f"{'!' if negated else ''}{PROTOCOLS.get(number, number)}" if number else None
+
+
+@lru_cache(maxsize=1024)  # most rules of a host have the same few ports
+def _read_ports(name: str, revision: int, info: bytes) -> Extension:
+    layout, known = _PORTS[name]
+    if revision != known or len(info) < layout.size:
+        return Extension(more=True)
+    if layout is _MULTIPORT:
+        count, *rest, inverted = layout.unpack_from(info)
+        ports, begins = rest[:15], rest[15:]
+        total = sum(ports[at + 1] - ports[at] if begins[at] else 1 for at in range(min(count, 14)))
+        return Extension(ports=not inverted and total < _ALL[1])
+    low, high, other_low, other_high, *flags, inverted = layout.unpack_from(info)
+    source, destination = (low, high), (other_low, other_high)
+    if layout is _SCTP:
+        (matched,) = flags
+        source, destination = (destination if matched & 1 else _ALL), (source if matched & 2 else _ALL)
+        flags = [matched & ~3]
+    positive = (source != _ALL and not inverted & 1) or (destination != _ALL and not inverted & 2)
+    one = source == _ALL and destination[0] == destination[1] and not inverted & 3
+    return Extension(ports=bool(positive), more=any(flags) or not (one or (source, destination) == (_ALL, _ALL)))
 
 
 def _read_physdev(info: bytes) -> tuple[Interface, ...]:

@@ -78,13 +78,13 @@ class MemoryBackend:
     def tables(self) -> Sequence[Table]:
         return list(dict.fromkeys(chain.table for chain in self._chains))
 
-    def read(self, chains: Collection[Chain], limit: int | None = None) -> Scan:
+    def read(self, tables: Collection[Table], wanted: Callable[[Chain], bool], limit: int | None = None) -> Scan:
         self.before_read()
-        scan = Scan(chains=[chain for chain in chains if chain in self._chains])
+        scan = Scan(chains=[chain for chain in self._chains if chain.table in tables and wanted(chain)])
         for chain in scan.chains:
             rules = self.rules(chain)
             scan.rules += rules
-            scan.scanned[chain.table] += len(rules)
+            scan.scanned[chain] += len(rules)
         return scan
 
     def locked(self, times: LockTimes, timeout: float) -> AbstractContextManager[None]:

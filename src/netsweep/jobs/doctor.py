@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any, TypeVar
@@ -16,9 +16,10 @@ from netsweep.host import capabilities, leases, processes
 from netsweep.host.files import describe, open_regular
 from netsweep.host.locks import xtables_lock_path
 from netsweep.host.programs import find_program
-from netsweep.jobs.look import BackendSurvey, survey
+from netsweep.jobs.look import SWEPT, BackendSurvey, survey
 from netsweep.jobs.sweep import find_orphans
 from netsweep.model import BACKEND_OF_FLAVOUR, Family
+from netsweep.policy.patterns import ChainPattern
 from netsweep.profiles.options import Options
 from netsweep.version import __version__
 
@@ -30,6 +31,22 @@ _CAPABILITIES = {
     "CAP_DAC_READ_SEARCH": capabilities.CAP_DAC_READ_SEARCH,
 }
 
+_THEIRS = {
+    "there are rules of CNI networks: they belong to containers, not to interfaces, so netsweep leaves them; "
+    "the container runtime's garbage collection removes dead ones ('cnitool gc', CNI 1.1 and later)": (
+        ChainPattern(None, "*", "CNI-*"),
+        ChainPattern(None, "cni_hostport", "*"),
+        ChainPattern(None, "cni_plugins_masquerade", "*"),
+    ),
+    "there are rules of Podman's netavark: they belong to containers and subnets, not to interfaces, so netsweep "
+    "leaves them; 'podman network reload --all' makes them anew": (
+        ChainPattern(None, "*", "NETAVARK-*"),
+        ChainPattern(None, "*", "NETAVARK_*"),
+        ChainPattern(None, "netavark", "*"),
+    ),
+}
+"""What is said where there are chains of software that ties its rules to no interface."""
+
 _LIBRARIES = ("click", "filelock", "pyroute2", "python-iptables")
 _IPTABLES_VERSION = re.compile(r"v(\S+)(?: \((\w+)\))?")
 
@@ -40,8 +57,9 @@ class Diagnosis:
 
     ``status`` is the exit status that a sweep would end with now, and ``errors`` says why where it is
     not 0. ``warnings`` hold what would stop a sweep that had more to do than there is now. ``orphans``
-    is ``None`` where they could not be looked for; ``waits_for`` names the locks that a sweep would
-    wait for now.
+    is ``None`` where they could not be looked for, and so is ``elsewhere``, which counts those in chains and
+    families that were not selected. ``notes`` tell of rules that are not netsweep's business;
+    ``waits_for`` names the locks that a sweep would wait for now.
     """
 
     settings: dict[str, Any]
@@ -49,9 +67,11 @@ class Diagnosis:
     iptables: dict[str, Any] = field(default_factory=dict)
     capabilities: dict[str, bool | None] = field(default_factory=dict)
     locks: dict[str, dict[str, Any]] = field(default_factory=dict)
-    leases: dict[str, Any] = field(default_factory=dict)
+    leases: dict[str, Any] | None = None
     versions: dict[str, str | None] = field(default_factory=dict)
     orphans: int | None = None
+    elsewhere: int | None = None
+    notes: list[str] = field(default_factory=list)
     waits_for: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
@@ -72,17 +92,20 @@ class Diagnosis:
 
 def diagnose(options: Options) -> Diagnosis:
     """Look at everything that a sweep with ``options`` depends on, and at what it would do."""
-    found = Diagnosis({name: value for name, value in vars(options).items() if name not in ("comments", "journal")})
+    found = Diagnosis(_settings(options))
     # What a sweep does first: its failure is a sweep's, and its orphans say which locks a sweep needs.
     report = found.attempt(lambda: find_orphans(options, command="doctor"), needed=True)
     found.orphans = None if report is None else len(report.orphans)
+    found.elsewhere = None if report is None else report.elsewhere
     found.warnings += report.warnings if report else []
     effective = found.attempt(capabilities.effective_capabilities, needed=True)
     found.capabilities = {
         name: None if effective is None else bool(effective >> bit & 1) for name, bit in _CAPABILITIES.items()
     }
-    found.backends = [_backend(found, each) for each in survey(options)]
-    found.leases = _lease_file(found, options.lease_file)
+    surveyed = survey(options)
+    found.backends = [shown for each in surveyed for shown in _backends(found, each)]
+    found.notes = [note for note, theirs in _THEIRS.items() if any(_is(theirs, each) for each in surveyed)]
+    found.leases = _lease_file(found, options.lease_file) if options.lease_file else None
     needing = {finding.rule.chain.table.backend for finding in report.orphans} if report else set()
     found.locks = {
         name: _lock(found, name, path, timeout=timeout, option=option, needed=needed)
@@ -90,25 +113,43 @@ def diagnose(options: Options) -> Diagnosis:
             ("subnet", options.lock_file, options.lock_timeout, "--lock-timeout", bool(needing)),
             ("xtables", xtables_lock_path(), options.wait, "--wait", "legacy" in needing),
         )
+        if path
     }
     found.iptables = _iptables([each["name"] for each in found.backends if each["tables"]])
     found.versions = _versions()
     return found
 
 
-def _backend(found: Diagnosis, each: BackendSurvey) -> dict[str, Any]:
+def _settings(options: Options) -> dict[str, Any]:
+    left_out = ("profile", "globs", "patterns", "chains_given", "max_deletes", "journal")
+    rest = {name: value for name, value in vars(options).items() if name not in left_out}
+    return {"profile": options.profile.name, "names": options.globs, **rest}
+
+
+def _is(theirs: Sequence[ChainPattern], survey: BackendSurvey) -> bool:
+    return any(pattern.matches(chain) for pattern in theirs for chain in survey.chains)
+
+
+def _backends(found: Diagnosis, each: BackendSurvey) -> Iterator[dict[str, Any]]:
+    """What each family of a backend holds; one line for a backend that holds nothing that could be swept."""
     shown: dict[str, Any] = {"name": each.name, "family": Family.IPV4.value}
     if each.error or each.tables is None:
         if each.error and str(each.error) not in found.errors:
             found.warnings.append(str(each.error))
-        return {**shown, "tables": None, "other_tables": None, "scanned": None, "owned": None}
-    return {
-        **shown,
-        "tables": sorted(table.name for table in each.tables if table.family is Family.IPV4),
-        "other_tables": sorted(f"{t.family} {t.name}" for t in each.tables if t.family is not Family.IPV4),
-        "scanned": each.scanned,
-        "owned": each.owned,
-    }
+        yield {**shown, "tables": None, "other_tables": None, "scanned": None, "owned": None}
+        return
+    others = sorted(f"{table.family} {table.name}" for table in each.tables if table.family not in SWEPT)
+    families = [family for family in Family if family in SWEPT and any(t.family is family for t in each.tables)]
+    for family in families or [Family.IPV4]:
+        yield {
+            **shown,
+            "family": family.value,
+            "tables": sorted(table.name for table in each.tables if table.family is family),
+            "other_tables": others,
+            "scanned": each.scanned.get(family, 0),
+            "owned": each.owned.get(family, 0),
+        }
+        others = []
 
 
 def _lease_file(found: Diagnosis, path: str) -> dict[str, Any]:

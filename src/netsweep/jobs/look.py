@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,15 +18,13 @@ from netsweep.jobs.patience import Patience
 from netsweep.model import Chain, Family, Life, Rule, Table
 from netsweep.output.failures import explain
 from netsweep.policy.names import Names
+from netsweep.policy.patterns import ChainPattern
 from netsweep.policy.verdicts import Policy
 from netsweep.profiles.options import Options
 from netsweep.report import Report
 
 if TYPE_CHECKING:
     from netsweep.host.interfaces import Interfaces
-
-FAMILIES = (Family.IPV4,)
-"""The families whose rules are decided on."""
 
 BUILT_IN = {
     "filter": ("INPUT", "FORWARD", "OUTPUT"),
@@ -36,6 +35,9 @@ BUILT_IN = {
 }
 """The chains that iptables makes when they are first used (iptables(8), TABLES)."""
 
+SWEPT = frozenset({Family.IPV4, Family.IPV6, Family.INET})
+"""The families whose rules can be decided on."""
+
 PARSE_MAX = 64 * 1024
 """Bytes of leases that are parsed under the subnet lock; they take 7 ms. Larger files are only compared there."""
 
@@ -43,10 +45,12 @@ PARSE_MAX = 64 * 1024
 class Look(NamedTuple):
     """The rules that may concern us, and who was alive after they were read.
 
-    ``more``: a chain has rules beyond the limit.
+    ``elsewhere`` are rules of chains that were not selected, where they were asked for. ``more``: a chain
+    has rules beyond the limit.
     """
 
     rules: list[Rule]
+    elsewhere: list[Rule]
     life: Life
     more: bool
 
@@ -63,7 +67,11 @@ class Judge:
     """Decides on rules: by policy, and by who is alive here. A context manager that holds at most one socket."""
 
     def __init__(self, options: Options) -> None:
-        self.policy = Policy(Names(options.prefixes, options.protected, options.comments))
+        profile = options.profile
+        names = Names(options.prefixes, options.protected, profile.comments, options.globs)
+        self.policy = Policy(names, profile.claims, include_negated=options.include_negated)
+        self._settle = options.settle
+        self._settled: frozenset[str] = frozenset()
         self._lease_file = options.lease_file
         self._leases: Leases | None = None
         self._dead: Collection[int] = ()
@@ -88,13 +96,42 @@ class Judge:
         the later answer is truly gone. Raises :class:`~netsweep.errors.NetsweepError` where leases or
         interfaces cannot be read.
         """
+        living = self._living(rules)
+        return living._replace(life=living.life._replace(gone=self._settled_of(living.life.gone)))
+
+    def settle(self, rules: Sequence[Rule]) -> Living:
+        """Who is alive, as :meth:`living`, for a first look.
+
+        With a settle time, a name is gone only where it was gone in two looks so far apart. Waits where an
+        orphan among ``rules`` has a name of which that is not known yet.
+        """
+        living = self._living(rules)
+        if not self._settle:
+            return living
+        names, _ = self.policy.asked(self.policy.orphans(rules, living.life))
+        if self._settled.issuperset(names & living.life.gone):
+            return living
+        time.sleep(self._settle)
+        again = self._living(rules)
+        self._settled |= living.life.gone & again.life.gone
+        return again._replace(life=again.life._replace(gone=self._settled_of(again.life.gone)))
+
+    def _settled_of(self, gone: frozenset[str]) -> frozenset[str]:
+        return gone & self._settled if self._settle else gone
+
+    def _living(self, rules: Sequence[Rule]) -> Living:
         names, indexes = self.policy.asked(rules)
-        found = leases.read(self._lease_file, self._leases)
+        found = self._read_leases(self._leases)
         if found is not self._leases:
             self._leases = found
             self._dead = leases.dead({pid for pids in found.by_name.values() for pid in pids})
         gone, devices = self._find(names, indexes)
         return Living(Life(gone, devices, leases.living(found, names, self._dead)), found, self._dead)
+
+    def _read_leases(self, known: Leases | None, parse_max: int | None = None) -> Leases:
+        if self._lease_file is None:
+            return known or Leases("")
+        return leases.read(self._lease_file, known, parse_max)
 
     def leased_since(self, living: Living) -> Life:
         """``living`` with the leases of now, under the subnet lock.
@@ -102,7 +139,7 @@ class Judge:
         Raises :class:`ContentionError` where a lease file that takes long to read has changed.
         """
         gone, known = living.life.gone, living.leases
-        found = leases.read(self._lease_file, known, PARSE_MAX)
+        found = self._read_leases(known, PARSE_MAX)
         # A process that was dead is not the one of a lease that is new, which may be of another PID namespace.
         new = {p for name in gone for p in found.by_name.get(name, ()) if p not in known.by_name.get(name, ())}
         dead = set(living.dead) - new if found is not known else living.dead
@@ -126,7 +163,9 @@ class Judge:
             from netsweep.host.interfaces import Interfaces
 
             self._interfaces = self._resources.enter_context(Interfaces())
-        return self._interfaces.find(names, indexes)
+        gone, devices = self._interfaces.find(names, indexes)
+        self._settled -= gone.symmetric_difference(names)  # who came back has to settle again
+        return gone, devices
 
 
 @contextmanager
@@ -172,41 +211,61 @@ def look_around(
     patience: Patience,
     report: Report,
     limit: int | None = None,
+    *,
+    everywhere: bool = False,
+    again: bool = False,
 ) -> Look:
-    """Read the chains that ``options`` name in every backend, and then ask who is alive.
+    """Read the chains that ``options`` select in every backend, and then ask who is alive.
 
-    ``limit`` as in :meth:`netsweep.firewall.Backend.read`. What was looked at, and what was not, is noted
-    in the report. Raises :class:`UsageError` where none of the chains exists, and
-    :class:`~netsweep.errors.NetsweepError`.
+    ``limit`` as in :meth:`netsweep.firewall.Backend.read`. ``everywhere``: read all other chains too.
+    ``again``: names had time to settle in a look before. What was looked at, and what was not, is noted in
+    the report. Raises :class:`UsageError` where none of the
+    chains that were given exists, and :class:`~netsweep.errors.NetsweepError`.
     """
-    rules: list[Rule] = []
-    found: set[str] = set()
+    rules, elsewhere, found = list[Rule](), list[Rule](), list[Chain]()
     more = False
     report.chains, report.overlooked = list(options.chains), []
     for each in report.backends:
         each.scanned = each.deleted  # what was deleted was read before
     for backend in backends.values():
-        tables, scan = _read(backend, options, patience, report, limit)
-        rules += scan.rules
+        tables, scan = _read(backend, options, patience, report, limit, everywhere=everywhere)
+        selected = {chain: options.selects(chain) for chain in scan.chains}
+        for rule in scan.rules:
+            (rules if selected[rule.chain] else elsewhere).append(rule)
         more = more or scan.more
-        found.update(f"{chain.table.name}/{chain.name}" for chain in scan.chains)
+        looked = [chain for chain, chosen in selected.items() if chosen]
+        found += looked
         for table in tables:
-            if any(chain.table == table for chain in scan.chains):
-                report.of(backend.name, table.family).scanned += scan.scanned[table]
-            else:
+            of_table = [chain for chain in looked if chain.table == table]
+            if of_table:
+                report.of(backend.name, table.family).scanned += sum(scan.scanned[chain] for chain in of_table)
+            elif not any(chain.table == table for chain in selected):
                 report.overlooked.append(str(table))
-    _check_chains(options.chains, found, report)
-    living = judge.living(rules)
-    report.leases = leases.summary(living.leases, living.dead)
-    return Look(rules, living.life, more)
+    if options.chains_given:
+        _check_chains(options, found, report)
+    ask = judge.living if again else judge.settle
+    living = ask([*rules, *elsewhere])
+    report.leases = leases.summary(living.leases, living.dead) if options.lease_file else None
+    return Look(rules, elsewhere, living.life, more)
 
 
 def _read(
-    backend: Backend, options: Options, patience: Patience, report: Report, limit: int | None = None
+    backend: Backend,
+    options: Options,
+    patience: Patience,
+    report: Report,
+    limit: int | None = None,
+    *,
+    everywhere: bool = False,
 ) -> tuple[Sequence[Table], Scan]:
+    families = SWEPT if everywhere else options.families & SWEPT
+
+    def wanted(chain: Chain) -> bool:
+        return options.allows(chain) and (everywhere or options.selects(chain))
+
     def read() -> tuple[Sequence[Table], Scan]:
         tables = backend.tables()
-        scan = backend.read([chain for table in tables for chain in _wanted(options, table)], limit)
+        scan = backend.read([table for table in tables if table.family in families], wanted, limit)
         if not scan.complete and not patience.exhausted:
             raise ContentionError("the rules changed while they were read")
         return tables, scan
@@ -221,47 +280,60 @@ def _read(
     return tables, scan
 
 
-def _wanted(options: Options, table: Table) -> list[Chain]:
-    if table.family not in FAMILIES:
-        return []
-    wanted = (text.partition("/") for text in options.chains)
-    return [Chain(table, chain) for name, _, chain in wanted if name == table.name]
-
-
-def _check_chains(asked: Sequence[str], found: Collection[str], report: Report) -> None:
-    missing = [text for text in asked if text not in found and not _is_built_in(text)]
-    if missing and len(missing) == len(asked):
-        raise UsageError(f"there is no chain {' or '.join(missing)}: 'iptables -S' lists those that exist")
+def _check_chains(options: Options, found: Collection[Chain], report: Report) -> None:
+    missing = [
+        text
+        for text, pattern in zip(options.chains, options.patterns, strict=True)
+        if not any(map(pattern.matches, found)) and not _is_built_in(pattern)
+    ]
+    if missing and len(missing) == len(options.chains):
+        raise UsageError(f"there is no chain {' or '.join(missing)}: 'iptables-save' and 'nft list ruleset' show all")
     for text in missing:
         report.warn(f"there is no chain {text}")
 
 
-def _is_built_in(text: str) -> bool:
+def _is_built_in(pattern: ChainPattern) -> bool:
     # A chain of iptables' own comes into being when it is first used.
-    table, _, chain = text.partition("/")
-    return chain in BUILT_IN.get(table, ())
+    families = (Family.IPV4, Family.IPV6)
+    return any(
+        pattern.matches(Chain(Table("", family, table), chain))
+        for family in families
+        for table, chains in BUILT_IN.items()
+        for chain in chains
+    )
 
 
 class BackendSurvey(NamedTuple):
-    """What one backend holds, or why that cannot be told. ``owned``: rules that name interfaces of ours."""
+    """What one backend holds, or why that cannot be told. ``owned``: rules that name interfaces of ours.
+
+    ``scanned`` and ``owned`` are about the chains that were selected, by family; ``chains`` are all.
+    """
 
     name: str
     tables: Sequence[Table] | None
-    scanned: int
-    owned: int
-    error: NetsweepError | None
+    scanned: Mapping[Family, int]
+    owned: Mapping[Family, int]
+    chains: Sequence[Chain] = ()
+    error: NetsweepError | None = None
 
 
 def survey(options: Options) -> list[BackendSurvey]:
-    """Count the rules of every wanted table of every backend here; change nothing and take no lock."""
+    """Count the rules of the selected chains of every backend here; change nothing and take no lock."""
     policy = Judge(options).policy
     found = []
     for name in options.backends:
         try:
             with closing(open_backend(name, policy.names.prefilter)) as backend:
                 report = Report("doctor")
-                tables, scan = _read(backend, options, Patience(options.wait, report), report)
-            found.append(BackendSurvey(name, tables, scan.scanned.total(), policy.owned(scan.rules), None))
+                tables, scan = _read(backend, options, Patience(options.wait, report), report, everywhere=True)
         except NetsweepError as error:
-            found.append(BackendSurvey(name, None, 0, 0, error))
+            found.append(BackendSurvey(name, None, {}, {}, error=error))
+            continue
+        scanned, owned = Counter[Family](), Counter[Family]()
+        for chain in filter(options.selects, scan.chains):
+            scanned[chain.table.family] += scan.scanned[chain]
+        for rule in scan.rules:
+            if options.selects(rule.chain):
+                owned[rule.chain.table.family] += policy.owned([rule])
+        found.append(BackendSurvey(name, tables, scanned, owned, scan.chains))
     return found

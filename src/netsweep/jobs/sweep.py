@@ -14,16 +14,17 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
-from netsweep.errors import TableError
+from netsweep.errors import NetsweepError, TableError
 from netsweep.firewall import Backend
 from netsweep.host import locks
 from netsweep.jobs.look import Judge, look_around, opened, reporting
 from netsweep.jobs.patience import Patience
 from netsweep.model import Finding, Rule, Table, Verdict
+from netsweep.output.text import count
 from netsweep.profiles.options import Options
 from netsweep.report import LockTimes, Report
 
@@ -39,15 +40,30 @@ twice and 11.5 s with half of it."""
 def find_orphans(options: Options, *, keep: bool = False, command: str = "list", dry_run: bool = False) -> Report:
     """Report the orphaned rules, and with ``keep`` the others that get a verdict; change nothing, take no lock.
 
-    Raises :class:`~netsweep.errors.NetsweepError`.
+    Orphans in chains that were not selected are counted. Raises :class:`~netsweep.errors.NetsweepError`.
     """
     report = Report(command, dry_run=dry_run)
     with reporting(report), Judge(options) as judge, opened(options, judge.prefilter) as backends:
-        look = look_around(options, backends, judge, Patience(options.wait, report), report)
+        patience = Patience(options.wait, report)
+        look = look_around(options, backends, judge, patience, report, everywhere=True)
+        if options.settle and judge.policy.orphans([*look.rules, *look.elsewhere], look.life):
+            # Their owner may have deleted some of the rules meanwhile.
+            look = look_around(options, backends, judge, patience, report, everywhere=True, again=True)
         findings = judge.policy.judge(look.rules, look.life)
         report.add_orphans([finding for finding in findings if finding.verdict is Verdict.ORPHAN])
+        report.negated = [finding for finding in findings if finding.verdict is Verdict.NEGATED]
         report.kept = [finding for finding in findings if keep and finding.verdict is not Verdict.ORPHAN]
+        report.elsewhere = len(judge.policy.orphans(look.elsewhere, look.life))
+        if dry_run:
+            _check_number(options, len(report.orphans))
     return report
+
+
+def _check_number(options: Options, number: int) -> None:
+    if options.max_deletes is not None and number > options.max_deletes:
+        raise NetsweepError(
+            f"{count(number, 'rule')} would go, which is more than --max-deletes {options.max_deletes:,}"
+        )
 
 
 def sweep(options: Options) -> Report:
@@ -62,13 +78,14 @@ def sweep(options: Options) -> Report:
         opened(options, judge.prefilter, writes=True) as backends,
     ):
         patience = Patience(options.wait, report)
-        # What a journal could not put back has to be known before anything goes, wherever it stands.
-        limit = None if options.journal else LOOK_MAX
+        # What a journal could not put back, and how much goes, has to be known before anything goes.
+        limit = None if options.journal or options.max_deletes is not None else LOOK_MAX
         began, more = time.monotonic(), True
         refused: dict[Table, str] = {}
         while more:
-            rules, life, more = look_around(options, backends, judge, patience, report, limit)
+            rules, _, life, more = look_around(options, backends, judge, patience, report, limit)
             orphans = _as_numbered_at_first(judge.policy.orphans(rules, life), report)
+            _check_number(options, report.deleted + len(orphans))
             kept = [rule for rule in orphans if rule.chain.table in refused]
             if wanted := [rule for rule in orphans if rule.chain.table not in refused]:
                 with _journal(options, wanted) as journal:
@@ -79,7 +96,7 @@ def sweep(options: Options) -> Report:
                 limit = None  # who leaks as fast as this deletes must not keep it going: the next look is the last
             judge.policy.forget()
         if refused:
-            report.add_orphans(_found(kept, judge))
+            report.add_orphans(judge.policy.found(kept))
             raise TableError("; ".join(refused.values()))
     return report
 
@@ -109,23 +126,19 @@ def _delete_all(
         while pending:
             attempt = partial(_delete_some, options, backends, pending, judge, journal, report)
             try:
-                count, deleted = patience.retry(attempt)
+                done, deleted = patience.retry(attempt)
             except TableError as error:
                 refused[pending[0].chain.table] = str(error)
                 kept += _of_one_table(pending)
                 pending = pending[len(list(_of_one_table(pending))) :]
                 continue
             report.add_orphans(deleted)
-            pending = pending[count:]
+            pending = pending[done:]
             if journal and deleted:
                 journal.confirm()
     finally:
-        report.add_orphans(_found(pending, judge))
+        report.add_orphans(judge.policy.found(pending))
     return kept
-
-
-def _found(rules: Sequence[Rule], judge: Judge) -> list[Finding]:
-    return [Finding(rule, Verdict.ORPHAN, *judge.policy.why(rule)) for rule in rules]
 
 
 def _delete_some(
@@ -152,6 +165,7 @@ def _delete_some(
         life = judge.leased_since(living)
         orphans = judge.policy.orphans(transaction.rules, life)
         if orphans:
+            _check_number(options, report.deleted + len(orphans))
             transaction.delete(orphans)
             if journal:
                 journal.record(orphans, transaction)
@@ -184,12 +198,14 @@ def _locked(backend: Backend, options: Options, report: Report) -> Iterator[None
 
     Each timeout bounds the whole run, however often the lock is taken.
     """
-    subnet = report.subnet_lock or LockTimes(options.lock_file)
+    subnet = report.subnet_lock or LockTimes(options.lock_file or "")
     xtables = report.xtables_lock or LockTimes(locks.xtables_lock_path())
     try:
         left = max(0.0, options.lock_timeout - subnet.waited_ms / 1000)
         with (
-            locks.held(subnet, left, mode=0o666, what="subnet lock", option="--lock-timeout"),
+            locks.held(subnet, left, mode=0o666, what="subnet lock", option="--lock-timeout")
+            if options.lock_file
+            else nullcontext(),
             backend.locked(xtables, max(0.0, options.wait - xtables.waited_ms / 1000)),
             _uncollected(),
         ):

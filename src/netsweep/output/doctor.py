@@ -7,7 +7,7 @@ from typing import Any
 
 from netsweep.model import BACKEND_OF_FLAVOUR
 from netsweep.output.escape import escape
-from netsweep.output.text import count
+from netsweep.output.text import count, elsewhere
 
 _KINDS = {"legacy": "x_tables", "nft": "nf_tables"}
 
@@ -19,13 +19,15 @@ def doctor_lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield _line("capabilities", _pairs(found["capabilities"], {True: "yes", False: "no", None: "not known"}))
     for name, lock in found["locks"].items():
         yield _line(f"{name} lock", f"{lock['path']}: {_lock(lock)}")
-    yield _line("lease file", f"{found['leases']['path']}: {_leases(found['leases'])}")
+    if found["leases"]:
+        yield _line("lease file", f"{found['leases']['path']}: {_leases(found['leases'])}")
     settings = {k: v for k, v in found["settings"].items() if k not in ("lock_file", "lease_file")}
     yield _line("settings", "; ".join(f"{_words(name)} {_value(value)}" for name, value in settings.items()))
     own = {name: version for name, version in found["versions"].items() if name in ("netsweep", "python", "kernel")}
     libraries = {name: version for name, version in found["versions"].items() if name not in own}
     yield _line("versions", _pairs(own, {None: "missing"}))
     yield _line("libraries", _pairs(libraries, {None: "missing"}))
+    yield from (_line("note", note) for note in found["notes"])
     yield from (_line("warning", warning) for warning in found["warnings"])
     yield ""
     yield escape(_verdict(found))
@@ -46,6 +48,8 @@ def _words(name: str) -> str:
 def _value(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return ", ".join(value) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:g} s" if isinstance(value, float) else str(value)
 
 
@@ -103,9 +107,12 @@ def _leases(leases: Mapping[str, Any]) -> str:
 def _verdict(found: Mapping[str, Any]) -> str:
     if found["status"]:
         return f"A sweep would fail here with exit status {found['status']}: {found['errors'][0]}"
+    more = ""
+    if found["elsewhere"]:
+        more = f" {elsewhere(found['elsewhere'], found['settings']['chains'])}."
     if not found["orphans"]:
-        return "A sweep could run here. It would find nothing to delete."
-    deletes = f"It would delete {count(found['orphans'], 'rule')}."
+        return f"A sweep could run here. It would find nothing to delete.{more}"
+    deletes = f"It would delete {count(found['orphans'], 'rule')}.{more}"
     if found["waits_for"]:
         locks = " and ".join(
             f"{_process(found['locks'][name])} releases the {name} lock" for name in found["waits_for"]

@@ -15,7 +15,7 @@ from netsweep.version import __version__
 SCHEMA = 1
 """Version of the JSON; grows when a field changes its meaning, not when one is added."""
 
-_RULE_LISTS = ("orphans", "kept")
+_RULE_LISTS = ("orphans", "negated", "kept")
 
 
 def write_json(report: Report, out: TextIO) -> None:
@@ -45,10 +45,12 @@ def _fields(report: Report) -> Iterator[tuple[str, Any]]:
     yield "scanned", report.scanned
     yield "deleted", report.deleted
     yield "orphans", map(_rule_dict, report.orphans)
+    yield "negated", map(_rule_dict, report.negated)
     yield "kept", map(_rule_dict, report.kept)
     yield "backends", [_backend_dict(backend, report.command) for backend in report.backends]
     yield "chains", report.chains
     yield "overlooked", report.overlooked
+    yield "elsewhere", report.elsewhere
     yield "leases", report.leases and asdict(report.leases)
     yield "locks", {"subnet": _lock_dict(report.subnet_lock), "xtables": _lock_dict(report.xtables_lock)}
     yield "duration_ms", round(report.duration_ms, 1)
@@ -74,6 +76,7 @@ def _rule_dict(finding: Finding) -> dict[str, Any]:
         "comment": spec.comment,
         "verdict": finding.verdict.value,
         "reason": finding.reason,
+        "live_traffic": finding.live_traffic,
     }
 
 

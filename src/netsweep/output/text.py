@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from netsweep.model import Family, Finding
 from netsweep.output.escape import escape
+from netsweep.policy.patterns import ALL_CHAINS
 from netsweep.report import Report
 
 ROWS_MAX = 15
 """How many groups a report lists before it sums up the rest."""
 
-TABLES_MAX = 6
-"""How many tables that were not looked at a summary names before it counts the rest."""
+NAMES_MAX = 6
+"""How many chains that were looked at, and tables that were not, a summary names before it counts the rest."""
 
 
 def text_lines(report: Report, *, verbose: bool = False) -> Iterator[str]:
@@ -23,6 +24,9 @@ def text_lines(report: Report, *, verbose: bool = False) -> Iterator[str]:
         yield ""
     if verbose and report.orphans:
         yield from map(_rule_line, report.orphans)
+        yield ""
+    if report.negated:
+        yield from _negated(report)
         yield ""
     if report.kept:
         yield "Kept, and why:"
@@ -52,6 +56,23 @@ def _grouped(findings: Iterable[Finding], limit: int | None) -> Iterator[str]:
         yield f"... {rules}{more} (-v lists every rule)"
 
 
+def _negated(report: Report) -> Iterator[str]:
+    """Rules that stay though their bridge is gone, and may be why a host misbehaves."""
+    number = len(report.negated)
+    one = number == 1
+    yield (
+        f"{count(number, 'rule')} that {'matches' if one else 'match'} everything but a bridge that is gone still "
+        f"{'matches' if one else 'match'} live traffic:"
+    )
+    yield from map(_rule_line, report.negated[:ROWS_MAX])
+    if number > ROWS_MAX:
+        yield f"... {count(number - ROWS_MAX, 'more rule')} (--all lists every rule)"
+    yield (
+        "They stay. Where the profile has no forms for such rules, --include-negated sweeps those that also restrict "
+        "source, destination or ports."
+    )
+
+
 def _place(finding: Finding) -> tuple[str, str]:
     table = finding.rule.chain.table
     return _label(table.backend, table.family), f"{table.name}/{finding.rule.chain.name}"
@@ -69,6 +90,7 @@ def _rule_line(finding: Finding) -> str:
         ("-d", spec.destination),
         ("-i", spec.in_interface),
         ("-o", spec.out_interface),
+        ("-p", spec.protocol),
         ("-j", spec.target),
     ):
         if value:
@@ -77,7 +99,8 @@ def _rule_line(finding: Finding) -> str:
             parts.append(f"{inverted}{option} {escape(text.removeprefix('!'))}")
     if spec.comment is not None:
         parts.append(f'"{escape(spec.comment)}"')
-    return f"{' '.join(parts)} -- {finding.verdict.value}: {escape(finding.reason)}"
+    harm = f" ({escape(finding.live_traffic)})" if finding.live_traffic else ""
+    return f"{' '.join(parts)} -- {finding.verdict.value}: {escape(finding.reason)}{harm}"
 
 
 def summary(report: Report, *, verbose: bool = False) -> str:
@@ -95,10 +118,11 @@ def summary(report: Report, *, verbose: bool = False) -> str:
     if report.command == "restore":
         restored = ", ".join(f"{_label(b.name, b.family)}: {b.restored:,}" for b in report.backends)
         return f"Restored {count(report.restored, 'rule')} in {took} ({restored})."
-    notes = "".join(f"; {note}" for note in _not_seen(report, None if verbose else TABLES_MAX)) + "."
+    limit = None if verbose else NAMES_MAX
+    notes = "".join(f"; {note}" for note in _not_seen(report, limit)) + "."
     if not report.orphans:
         found = f"no orphaned rules, {count(report.scanned, 'rule')} read" if report.scanned else "no rules"
-        return f"Nothing to sweep: {found} in {escape(', '.join(report.chains))} ({took}){notes}"
+        return f"Nothing to sweep: {found} in {escape(_shortened(report.chains, limit))} ({took}){notes}"
     bridges = len({finding.bridge for finding in report.orphans})
     found = f"{count(len(report.orphans), 'orphaned rule')} of {count(bridges, 'bridge')} in {took}"
     where = ", ".join(
@@ -107,16 +131,31 @@ def summary(report: Report, *, verbose: bool = False) -> str:
     )
     if report.changed:
         return f"Deleted {found} ({where}){notes}"
-    needle = "" if report.dry_run else " 'netsweep sweep' deletes them."
-    return f"Found {found} ({where}); nothing was changed{notes}{needle}"
+    hint = "" if report.dry_run else " 'netsweep sweep' with the same options deletes them."
+    return f"Found {found} ({where}); nothing was changed{notes}{hint}"
 
 
 def _not_seen(report: Report, limit: int | None) -> Iterator[str]:
     """What a reader of the summary may believe was looked at and was not."""
+    if harm := _harm(report):
+        yield f"matched live traffic: {harm}"
+    if report.elsewhere:
+        yield elsewhere(report.elsewhere, report.chains)
     if report.overlooked:
         yield f"not looked at: {escape(_shortened(report.overlooked, limit))}"
     if report.leases and not report.leases.exists:
         yield f"lease file {escape(report.leases.path)} does not exist"
+
+
+def elsewhere(number: int, chains: Sequence[str]) -> str:
+    """How many orphans are in chains that were not looked at, and the option that looks there."""
+    option = "--family all" if ALL_CHAINS in chains else "--all-chains"
+    return f"{count(number, 'more orphaned rule')} in chains that were not looked at: {option}"
+
+
+def _harm(report: Report) -> str:
+    targets = Counter(finding.live_traffic for finding in report.orphans if finding.live_traffic is not None)
+    return ", ".join(f"{number:,} {escape(target)}" for target, number in sorted(targets.items()))
 
 
 def _shortened(texts: Sequence[str], limit: int | None) -> str:

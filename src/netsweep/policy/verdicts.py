@@ -5,17 +5,41 @@ A rule makes a tie, which depends on its text alone; the verdict on a tie depend
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-from netsweep.model import COMMENT_MAX, Finding, Interface, Life, Rule, Spec, Verdict
+from netsweep.model import COMMENT_MAX, Chain, Finding, Interface, Life, Rule, Spec, Verdict
 from netsweep.policy.names import Names
+from netsweep.policy.patterns import ANY_CHAIN, ChainPattern
+
+if TYPE_CHECKING:
+    from netsweep.policy.forms import Form
 
 MATCHES_NOTHING = "it matches an interface that is gone"
 COMMENT_GONE = "the interface that its comment belongs to is gone"
 _NEGATED = "it names {} only in a negated match, so it still matches live traffic"
+_NEGATED_GONE = "it names {} only in a negated match, and that is gone: it matched live traffic"
 _CUT_OFF = "a comment of it may be cut off, and may have named another interface"
 _AFTER_EFFECT = "a statement with an effect stands before its match of {}"
+_NO_FORM = "it names {}, but it has none of the forms that the profile has for this chain"
+
+
+class Claims(NamedTuple):
+    """What of the firewall belongs to one kind of software.
+
+    Only that software writes to ``private`` chains: there a positive match of a name of ours is enough for a
+    tie. In all others a rule has to have one of the ``forms`` for its chain, or a comment of a form of ours.
+    """
+
+    private: tuple[ChainPattern, ...] = (ANY_CHAIN,)
+    forms: tuple[tuple[ChainPattern, tuple[Form, ...]], ...] = ()
+
+
+class Claim(NamedTuple):
+    """What :class:`Claims` say of one chain."""
+
+    private: bool = True
+    forms: tuple[Form, ...] = ()
 
 
 class Tie(NamedTuple):
@@ -23,7 +47,8 @@ class Tie(NamedTuple):
 
     ``bridge`` is the name to report. The rule can match nothing once one of ``needed`` is gone; that
     any of ``named`` is alive keeps it. ``settled`` is the verdict where no name decides it alone, with
-    its ``reason``. ``indexes`` are interfaces that it sends packets to, by number.
+    its ``reason``. ``indexes`` are interfaces that it sends packets to, by number, and ``numbers`` those
+    that it matches so. ``live_traffic`` as in :class:`~netsweep.model.Finding`.
     """
 
     bridge: str | None
@@ -32,14 +57,24 @@ class Tie(NamedTuple):
     settled: Verdict | None = None
     reason: str = COMMENT_GONE
     indexes: tuple[int, ...] = ()
+    numbers: tuple[int, ...] = ()
+    live_traffic: str | None = None
 
 
 class Policy:
-    """Gives verdicts on rules, for one set of names."""
+    """Gives verdicts on rules, for one set of names and claims.
 
-    def __init__(self, names: Names) -> None:
+    ``include_negated``: rules whose only tie is a negated match are orphans too once the name is gone, where
+    they also restrict source, destination or ports; where claims have forms for such rules, only those.
+    """
+
+    def __init__(self, names: Names, claims: Claims | None = None, *, include_negated: bool = False) -> None:
         self.names = names
-        self._ties: dict[Spec, Tie | None] = {}
+        self._claims = claims or Claims()
+        has_own = any(form.negated for _, forms in self._claims.forms for form in forms)
+        self._include_negated = include_negated and not has_own
+        self._by_chain: dict[Chain, Claim] = {}
+        self._ties: dict[Claim, dict[Spec, Tie | None]] = {}
 
     def forget(self) -> None:
         """Give back the memory of what is known of rules."""
@@ -49,40 +84,59 @@ class Policy:
         """The names, and the numbers, of interfaces that verdicts on ``rules`` depend on."""
         names: set[str] = set()
         indexes: set[int] = set()
-        for rule in rules:
-            if tie := self._tie_of(rule.spec):
+        for _, tie in self._tied(rules):
+            if tie:
                 names.update(tie.needed, tie.named)
-                indexes.update(tie.indexes)
+                indexes.update(tie.indexes, tie.numbers)
         return frozenset(names), frozenset(indexes)
 
     def judge(self, rules: Iterable[Rule], life: Life) -> list[Finding]:
         """The verdict on every rule that has a tie or nearly has one, in the order of ``rules``."""
         dead = life.gone.difference(life.leases)
-        found = ((rule, self._tie_of(rule.spec)) for rule in rules)
-        return [Finding(rule, *self._judge(tie, dead, life)) for rule, tie in found if tie]
+        return [self._judge(rule, tie, dead, life) for rule, tie in self._tied(rules) if tie]
 
     def orphans(self, rules: Iterable[Rule], life: Life) -> list[Rule]:
         """Those of ``rules`` that are orphans, in their order."""
         dead = life.gone.difference(life.leases)
-        return [rule for rule in rules if self._is_orphan(self._tie_of(rule.spec), dead, life)]
+        return [rule for rule, tie in self._tied(rules) if self._is_orphan(tie, dead, life)]
 
-    def why(self, rule: Rule) -> tuple[str | None, str]:
-        """The interface that made ``rule`` an orphan, and the reason."""
-        tie = self._tie_of(rule.spec)
-        return (tie.bridge, tie.reason) if tie else (None, "")
+    def found(self, orphans: Iterable[Rule]) -> list[Finding]:
+        """The findings on rules that were orphans when they were looked at."""
+        return [
+            Finding(rule, Verdict.ORPHAN, tie.bridge, tie.reason, tie.live_traffic)
+            for rule, tie in self._tied(orphans)
+            if tie
+        ]
 
     def owned(self, rules: Iterable[Rule]) -> int:
         """How many of ``rules`` name an interface of ours in a match or in a comment of a form of ours."""
-        ties = (self._tie_of(rule.spec) for rule in rules)
         others = (Verdict.FOREIGN, Verdict.PROTECTED, Verdict.WILDCARD)
-        return sum(tie is not None and tie.settled not in others for tie in ties)
+        return sum(
+            tie is not None and tie.bridge is not None and tie.settled not in others for _, tie in self._tied(rules)
+        )
 
-    def _tie_of(self, spec: Spec) -> Tie | None:
-        try:
-            return self._ties[spec]
-        except KeyError:
-            tie = self._ties[spec] = tie_of(spec, self.names)
-            return tie
+    def _tied(self, rules: Iterable[Rule]) -> Iterator[tuple[Rule, Tie | None]]:
+        chain: Chain | None = None
+        claim, ties = Claim(), dict[Spec, Tie | None]()
+        for rule in rules:
+            # The rules of a chain come together.
+            if rule.chain is not chain:
+                chain = rule.chain
+                claim = self._claim_on(chain)
+                ties = self._ties.setdefault(claim, {})
+            spec = rule.spec
+            try:
+                tie = ties[spec]
+            except KeyError:
+                tie = ties[spec] = tie_of(spec, self.names, claim, include_negated=self._include_negated)
+            yield rule, tie
+
+    def _claim_on(self, chain: Chain) -> Claim:
+        if chain not in self._by_chain:
+            private = any(pattern.matches(chain) for pattern in self._claims.private)
+            forms = [form for pattern, forms in self._claims.forms if pattern.matches(chain) for form in forms]
+            self._by_chain[chain] = Claim(private, tuple(forms))
+        return self._by_chain[chain]
 
     def _is_orphan(self, tie: Tie | None, dead: frozenset[str], life: Life) -> bool:
         if tie is None or tie.settled or not dead.issuperset(tie.named):
@@ -91,16 +145,22 @@ class Policy:
             return False
         return not (tie.indexes and self._receiver(tie, life))
 
-    def _judge(self, tie: Tie, dead: frozenset[str], life: Life) -> tuple[Verdict, str | None, str]:
-        bridge, needed, named, settled, reason, _ = tie
+    def _judge(self, rule: Rule, tie: Tie, dead: frozenset[str], life: Life) -> Finding:
+        bridge, needed, named, settled, reason, _, numbers, live_traffic = tie
         if self._is_orphan(tie, dead, life):
-            return Verdict.ORPHAN, next((name for name in needed if name in dead), bridge), reason
+            bridge = next((name for name in needed if name in dead), bridge)
+            return Finding(rule, Verdict.ORPHAN, bridge, reason, live_traffic)
         if settled is Verdict.PROTECTED:
-            return settled, bridge, reason
+            return Finding(rule, settled, bridge, reason)
         kept = self._receiver(tie, life) or _alive(named, life)
         if not kept and dead.isdisjoint(needed):
             kept = _alive(needed, life)
-        return kept or (settled or Verdict.UNDECIDABLE, bridge, reason)
+        if kept:
+            return Finding(rule, *kept)
+        if numbers and settled is Verdict.UNDECIDABLE:
+            reason = f"matches {' and '.join(_numbered(number, life) for number in dict.fromkeys(numbers))}"
+        shown = live_traffic if settled is Verdict.NEGATED else None
+        return Finding(rule, settled or Verdict.UNDECIDABLE, bridge, reason, shown)
 
     def _receiver(self, tie: Tie, life: Life) -> tuple[Verdict, str | None, str] | None:
         """Why an interface keeps the tie that its rule sends packets to by number."""
@@ -124,8 +184,15 @@ def _alive(names: Sequence[str], life: Life) -> tuple[Verdict, str, str] | None:
     return None
 
 
-def tie_of(spec: Spec, names: Names) -> Tie | None:
+def _numbered(number: int, life: Life) -> str:
+    names = life.devices.get(number)
+    shown = "is not known" if names is None else f"is {names[0]}" if names else "does not exist"
+    return f"interface number {number}, which {shown}"
+
+
+def tie_of(spec: Spec, names: Names, claim: Claim | None = None, *, include_negated: bool = False) -> Tie | None:
     """What a rule with this spec ties; ``None`` where it does not concern us."""
+    claim = claim or Claim()
     matches = [each for each in (spec.in_interface, spec.out_interface) if each]
     interfaces = [*matches, *spec.physdev] if spec.physdev else matches
     if protected := _protected(spec, interfaces, names):
@@ -134,24 +201,53 @@ def tie_of(spec: Spec, names: Names) -> Tie | None:
     needed = tuple([each.name for each in owned if not each.negated])
     negated = [each.name for each in owned if each.negated]
     owners = [owner for owner in map(names.owner, spec.comments) if owner]
+    form, formed = _form_of(spec, names, claim)
+    port = (formed,) if form and formed and not form.negated and not needed else ()  # a port of a bridge
+    needed = needed or port
     bridge = next(iter((*needed, *negated, *owners)), None)
-    named = _named_elsewhere(spec, names)
+    goes = bool(form and form.negated) or (include_negated and claim.private and _restricts(spec))
+    named = [*owners, *_named_elsewhere(spec, names)]
     if not needed:
         named += negated
     elsewhere = needed if named == list(needed) else tuple(dict.fromkeys(named))
-    settled, reason = _settled(spec, interfaces, bridge, bool(needed), bool(negated), names)
+    settled, reason = _settled(spec, interfaces, bridge, bool(needed), bool(negated) and not goes, names)
+    if bridge and not settled and not (claim.private or owners or form):
+        settled, reason = Verdict.FOREIGN, _NO_FORM.format(bridge)
     if settled is Verdict.WILDCARD:
         bridge = next(str(each).lstrip("!") for each in interfaces if each.wildcard)
-    if needed and not settled:
+    if not settled and (needed or negated):
         # Only a match that gates all of the rule makes it one that can match nothing.
-        gates = tuple([each.name for each in owned if not each.negated and not each.after_effect])
-        if gates == needed:
-            reason = MATCHES_NOTHING
-        elif gates:
+        gates = tuple([each.name for each in owned if not each.negated and not each.after_effect]) or port
+        if gates:
             needed, reason = gates, MATCHES_NOTHING
+        elif any(each.after_effect for each in owned):
+            settled, reason = Verdict.UNDECIDABLE, _AFTER_EFFECT.format(bridge)
         else:
-            settled, reason = Verdict.UNDECIDABLE, _AFTER_EFFECT.format(needed[0])
-    return Tie(bridge, needed, elsewhere, settled, reason, spec.device_indexes) if reason else None
+            reason = _NEGATED_GONE.format(bridge)
+    if not reason:
+        return _by_other_means(spec)
+    live_traffic = spec.target if negated and not needed else None
+    return Tie(bridge, needed, elsewhere, settled, reason, spec.device_indexes, spec.by_number, live_traffic)
+
+
+def _by_other_means(spec: Spec) -> Tie | None:
+    """What a rule ties that names nothing of ours, but may mean it."""
+    if not (spec.by_number or spec.by_set):
+        return None
+    return Tie(None, settled=Verdict.UNDECIDABLE, reason=spec.unreadable or "", numbers=spec.by_number)
+
+
+def _form_of(spec: Spec, names: Names, claim: Claim) -> tuple[Form | None, str | None]:
+    for form in claim.forms:
+        if name := form.name_in(spec, names.owns):
+            return form, name
+    return None, None
+
+
+def _restricts(spec: Spec) -> bool:
+    """Whether a rule is about some source, destination or ports only, and so is no guard of an interface."""
+    networks = (spec.source, spec.destination)
+    return spec.ports or any(each is not None and not each.startswith("!") for each in networks)
 
 
 def _named_elsewhere(spec: Spec, names: Names) -> list[str]:
@@ -204,7 +300,7 @@ def _near_miss(spec: Spec, interfaces: Iterable[Interface], names: Names) -> str
         if names.owns(each.name):
             return f"it names {each.name} only as a port of a bridge"
         if names.resembles(each.name):
-            return f"{each.name} is not a name of ours: a prefix and hex digits"
+            return f"{each.name} is not a name of ours{names.shape}"
     if any(map(names.resembles, spec.comments)):
         return "its comment does not have, as a whole, a form of ours"
     return None

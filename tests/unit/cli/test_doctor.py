@@ -6,17 +6,18 @@ import fcntl
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from netsweep import profiles
 from netsweep.cli import run
 from netsweep.errors import NetsweepError, NoBackendError, NotPermittedError
 from netsweep.jobs.look import BackendSurvey
-from netsweep.model import Family, Table
+from netsweep.model import Chain, Family, Table
 from netsweep.report import Report
 from tests.unit.output.reports import finding
 
@@ -34,9 +35,18 @@ class Host:
         self.backends: list[BackendSurvey] = []
         self.failure: NetsweepError | None = None
 
-    def hold(self, name: str, *tables: Table, owned: int = 0, error: NetsweepError | None = None) -> None:
-        """Let a backend hold tables."""
-        self.backends.append(BackendSurvey(name, None if error else tables, 7, owned, error))
+    def hold(
+        self,
+        name: str,
+        *tables: Table,
+        owned: int = 0,
+        chains: Sequence[Chain] = (),
+        error: NetsweepError | None = None,
+    ) -> None:
+        """Let a backend hold tables, with 7 rules in each."""
+        families = {table.family for table in tables}
+        scanned, ours = dict.fromkeys(families, 7), dict.fromkeys(families, owned)
+        self.backends.append(BackendSurvey(name, None if error else tables, scanned, ours, chains, error))
 
     def find_orphans(self, *_: object, **__: object) -> Report:
         if self.failure:
@@ -82,8 +92,8 @@ def test_a_host_that_holds_nothing(host: Host, capsys: pytest.CaptureFixture[str
     host.hold("legacy")
     host.hold("nft")
     found = doctor(capsys)
-    assert (found["schema"], found["command"], found["orphans"]) == (1, "doctor", 0)
-    nothing = {"family": "ipv4", "tables": [], "other_tables": [], "scanned": 7, "owned": 0}
+    assert (found["schema"], found["command"], found["orphans"], found["elsewhere"]) == (1, "doctor", 0, 0)
+    nothing = {"family": "ipv4", "tables": [], "other_tables": [], "scanned": 0, "owned": 0}
     assert found["backends"] == [{"name": "legacy", **nothing}, {"name": "nft", **nothing}]
     free = {"exists": False, "held_by": None, "holder": None, "waiting": 0}
     assert found["locks"] == {
@@ -99,9 +109,14 @@ def test_a_host_that_holds_nothing(host: Host, capsys: pytest.CaptureFixture[str
 def test_settings_are_the_effective_ones(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
     found = doctor(capsys, "--prefix", "vm", "--wait", "1", "--lease-file", "/nowhere/leases")
     assert found["settings"] == {
+        "profile": "hypeman",
+        "names": [],
         "prefixes": ["vm"],
         "protected": ["ha"],
         "chains": ["filter/FORWARD", "nat/POSTROUTING"],
+        "family": "all",
+        "include_negated": False,
+        "settle": 0.0,
         "backend": "auto",
         "lock_file": str(host.lock_file),
         "lease_file": "/nowhere/leases",
@@ -110,10 +125,103 @@ def test_settings_are_the_effective_ones(host: Host, capsys: pytest.CaptureFixtu
     }
 
 
-def test_tables_of_other_families_are_told_apart(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
-    host.hold("nft", Table("nft", Family.INET, "firewalld"), Table("nft", Family.IPV4, "nat"), owned=2)
+def test_settings_are_those_of_the_profile(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+    found = doctor(capsys, "--profile", "docker", "--name", "mybr0", "--family", "ipv6", "--include-negated")
+    profile = profiles.load("docker")
+    expected = {
+        "profile": "docker",
+        "names": [*profile.names, "mybr0"],
+        "prefixes": [],
+        "protected": [],
+        "chains": list(profile.chains),
+        "family": "ipv6",
+        "include_negated": True,
+        "settle": 2.0,
+        "lock_file": None,
+        "lease_file": None,
+    }
+    assert {key: found["settings"][key] for key in expected} == expected
+    # Docker has no lock that a sweep would wait for, and no leases.
+    assert (found["locks"].keys(), found["leases"]) == ({"xtables"}, None)
+    run(["doctor", "--profile", "docker"])
+    said = capsys.readouterr().out
+    assert "subnet lock:" not in said
+    assert "lease file:" not in said
+    assert "xtables lock:" in said
+
+
+def test_each_family_of_a_backend_has_a_line_and_tables_that_hold_none_are_named(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables = [
+        Table("nft", family, name)
+        for family, name in (
+            (Family.BRIDGE, "filter"),
+            (Family.INET, "firewalld"),
+            (Family.IPV6, "nat"),
+            (Family.IPV4, "nat"),
+            (Family.ARP, "filter"),
+            (Family.IPV4, "filter"),
+        )
+    ]
+    host.hold("nft", *tables, owned=2)
+    shown = [(each["family"], each["tables"], each["other_tables"]) for each in doctor(capsys)["backends"]]
+    assert shown == [
+        ("ipv4", ["filter", "nat"], ["arp filter", "bridge filter"]),
+        ("ipv6", ["nat"], []),
+        ("inet", ["firewalld"], []),
+    ]
+    assert {(each["scanned"], each["owned"]) for each in doctor(capsys)["backends"]} == {(7, 2)}
+    run(["doctor"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("nft:")]
+    assert [line.split(";")[0].split(": ")[-1] for line in lines] == [
+        "ipv4 tables filter, nat",
+        "ipv6 tables nat",
+        "inet tables firewalld",
+    ]
+
+
+def test_a_backend_with_tables_of_no_family_that_can_be_swept_has_one_line(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host.hold("nft", Table("nft", Family.BRIDGE, "filter"))
     (found,) = doctor(capsys)["backends"]
-    assert (found["tables"], found["other_tables"], found["owned"]) == (["nat"], ["inet firewalld"], 2)
+    assert (found["tables"], found["other_tables"], found["scanned"]) == ([], ["bridge filter"], 0)
+
+
+def test_orphans_elsewhere_are_told_with_what_to_do(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+    host.report.elsewhere = 15
+    assert doctor(capsys)["elsewhere"] == 15
+    assert verdict(capsys).endswith("15 more orphaned rules in chains that were not looked at: --all-chains.")
+
+
+@pytest.mark.parametrize(
+    ("table", "chain", "said"),
+    [
+        ((Family.IPV4, "nat"), "CNI-HOSTPORT-DNAT", "CNI"),
+        ((Family.IPV6, "nat"), "CNI-0123456789abcdef01234567", "CNI"),
+        ((Family.INET, "cni_hostport"), "hostports", "CNI"),
+        ((Family.IPV4, "nat"), "NETAVARK-1D8721804F16F", "netavark"),
+        ((Family.IPV4, "filter"), "NETAVARK_FORWARD", "netavark"),
+        ((Family.INET, "netavark"), "FORWARD", "netavark"),
+        ((Family.IPV4, "filter"), "DOCKER", None),
+        ((Family.IPV4, "filter"), "MY-CNI-X", None),
+    ],
+)
+def test_rules_that_no_interface_tells_are_said_to_be_somebody_elses_business(
+    host: Host, capsys: pytest.CaptureFixture[str], table: tuple[Family, str], chain: str, said: str | None
+) -> None:
+    held = Table("nft", *table)
+    host.hold("legacy")
+    host.hold("nft", held, chains=[Chain(held, chain)])
+    notes = doctor(capsys)["notes"]
+    assert [said is not None and said in note for note in notes] == [True] * (said is not None)
+    run(["doctor"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note:")]
+    assert lines == [f"note:          {note}" for note in notes]
+    for note in notes:
+        assert "netsweep leaves them" in note
+        assert ("cnitool gc" if said == "CNI" else "podman network reload") in note
 
 
 def test_leases_are_counted_and_those_in_force_too(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,7 +316,8 @@ def test_what_looking_for_orphans_fails_with_is_what_a_sweep_fails_with(
     host.failure = error
     host.hold("legacy", IPV4_FILTER, error=error)
     found = doctor(capsys, status=status)
-    assert (found["errors"], found["warnings"], found["orphans"]) == ([str(error)], [], None)
+    assert (found["errors"], found["warnings"]) == ([str(error)], [])
+    assert (found["orphans"], found["elsewhere"]) == (None, None)
     assert found["backends"][0]["tables"] is None
     assert verdict(capsys) == f"A sweep would fail here with exit status {status}: {error}"
 

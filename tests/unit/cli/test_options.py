@@ -14,12 +14,18 @@ from tests.unit.cli.jobs import Jobs, jobs
 
 __all__ = ["jobs"]
 
-COMMANDS = ("list", "sweep", "restore", "doctor", "demo")
+COMMANDS = ("list", "sweep", "restore", "profiles", "doctor", "demo")
 
 WHERE = {
+    "profile": "hypeman",
     "prefix": "hm",
+    "name": None,
     "protect": "ha",
     "chain": "filter/FORWARD, nat/POSTROUTING",
+    "all-chains": None,
+    "family": "all",
+    "include-negated": None,
+    "settle": "0",
     "backend": "auto",
     "lock-file": "$TMPDIR/hypeman-test-network.lock",
     "lease-file": "$TMPDIR/hypeman-test-network-leases.json",
@@ -29,8 +35,9 @@ WHERE = {
 OUTPUT = {"format": "text", "verbose": None}
 OPTIONS: dict[str, dict[str, str | None]] = {
     "list": {**WHERE, **OUTPUT, "all": None, "exit-code": None},
-    "sweep": {**WHERE, **OUTPUT, "dry-run": None, "journal": None, "best-effort": None},
+    "sweep": {**WHERE, **OUTPUT, "dry-run": None, "journal": None, "max-deletes": None, "best-effort": None},
     "restore": {"wait": "5", "format": "text", "force": None},
+    "profiles": {},
     "doctor": {**WHERE, "format": "text"},
     "demo": {},
 }
@@ -126,6 +133,11 @@ def test_options_that_are_not_given_are_as_the_profile_says(jobs: Jobs, command:
 
 
 ARGUMENTS = {
+    "profile": ["docker"],
+    "name": ["mybr0", "vif*.[0-9]"],
+    "family": ["ipv6"],
+    "settle": ["2.5"],
+    "max-deletes": ["7"],
     "prefix": ["vm", "br-"],
     "protect": ["br-2f", "x"],
     "chain": ["nat/POSTROUTING", "filter/INPUT"],
@@ -152,7 +164,7 @@ def test_every_option_can_come_from_the_command_line_and_the_environment(
     given: dict[str, Any] = {
         name.replace("-", "_"): values if len(values) > 1 else values[0] for name, values in ARGUMENTS.items()
     }
-    given.update(lock_timeout=0.0, wait=1.5)
+    given.update(lock_timeout=0.0, wait=1.5, settle=2.5, max_deletes=7)
     assert options_given(jobs) == Options(**given)
 
 
@@ -168,8 +180,26 @@ def test_flags_can_come_from_the_environment(jobs: Jobs, monkeypatch: pytest.Mon
     assert jobs.calls[-1][1] == ("/tmp/journal", None)
 
 
+@pytest.mark.parametrize("source", ["command line", "environment"])
+@pytest.mark.parametrize("command", ["list", "sweep"])
+def test_flags_that_say_where_to_look_reach_the_job(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, source: str, command: str
+) -> None:
+    for name in ("all-chains", "include-negated"):
+        if source == "environment":
+            monkeypatch.setenv(variable(name), "1")
+            assert run([command]) == 0
+            monkeypatch.delenv(variable(name))
+        else:
+            assert run([command, f"--{name}"]) == 0
+        given: dict[str, Any] = {name.replace("-", "_"): True}
+        assert options_given(jobs) == Options(**given) != Options()
+
+
 @pytest.mark.parametrize("blank", [" ", "\t", " \n "], ids=repr)
-@pytest.mark.parametrize("name", [*ARGUMENTS, "format", "best-effort", "verbose", "dry-run"])
+@pytest.mark.parametrize(
+    "name", [*ARGUMENTS, "format", "best-effort", "verbose", "dry-run", "all-chains", "include-negated"]
+)
 def test_a_blank_variable_is_wrong_usage(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, blank: str
 ) -> None:

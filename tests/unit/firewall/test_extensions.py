@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
+import socket
 import struct
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -10,9 +13,13 @@ from hypothesis import strategies as st
 
 from netsweep.firewall.extensions import (
     MATCHES,
+    PROTOCOLS,
     STATEFUL,
     TARGETS,
+    Extension,
     interface,
+    network,
+    protocol,
     read_match,
     read_target,
     set_numbers,
@@ -114,10 +121,10 @@ def test_what_is_unreadable_can_be_printed() -> None:
 def test_what_is_free_of_interfaces_says_nothing_of_them() -> None:
     for name in MATCHES:
         found = read_match(name, 0, b"\xff" * 300)
-        assert found == found._replace(comments=(), physdev=(), devices=(), unreadable=None)
-        assert found.effect == (name in STATEFUL)
+        assert found == Extension(more=found.more, effect=name in STATEFUL)
+        assert not found.more or name in ("multiport", "sctp", "tcp", "udp")
     for name in TARGETS:
-        assert read_target(name, 0, b"\xff" * 300) == ((), (), (), None, True)
+        assert read_target(name, 0, b"\xff" * 300) == Extension(effect=True)
     assert set(MATCHES) >= STATEFUL
     assert not {"set", "bpf", "devgroup", "comment", "physdev"} & set(MATCHES)
     assert not {"SET", "TEE", "CLUSTERIP"} & set(TARGETS)
@@ -159,6 +166,61 @@ def test_sets_are_told_by_number(
     assert set_numbers(kind, name, revision, data) == numbers
 
 
+@given(st.sampled_from([4, 16]), st.data(), st.booleans())
+def test_a_network_is_written_so_that_it_can_be_read_again(size: int, data: st.DataObject, negated: bool) -> None:
+    address = data.draw(st.binary(min_size=size, max_size=size))
+    length = data.draw(st.integers(0, 8 * size))
+    mask = ((1 << 8 * size) - (1 << 8 * size - length)).to_bytes(size, "big")
+    written = network(address, mask, negated=negated)
+    assert written.startswith("!") == negated
+    read = ipaddress.ip_interface(written.removeprefix("!"))
+    assert (read.ip.packed, read.network.prefixlen) == (address, length)
+
+
+@given(st.sampled_from([4, 16]), st.data())
+def test_a_mask_with_gaps_is_written_as_an_address(size: int, data: st.DataObject) -> None:
+    address, mask = (data.draw(st.binary(min_size=size, max_size=size)) for _ in range(2))
+    bits = f"{int.from_bytes(mask, 'big'):0{8 * size}b}"
+    text, _, suffix = network(address, mask).partition("/")
+    assert ipaddress.ip_address(text).packed == address
+    if "01" in bits:
+        assert ipaddress.ip_address(suffix).packed == mask
+    else:
+        assert int(suffix) == bits.count("1")
+
+
+@pytest.mark.parametrize(
+    ("number", "negated", "expected"),
+    [
+        (6, 0, "tcp"),
+        (6, 0x40, "!tcp"),
+        (17, 0, "udp"),
+        (58, 0, "ipv6-icmp"),
+        (2, 0, "2"),
+        (253, 1, "!253"),
+        (0, 0, None),
+        (0, 0x40, None),
+    ],
+)
+def test_a_protocol_is_a_name_where_iptables_has_one(number: int, negated: int, expected: str | None) -> None:
+    assert protocol(number, negated) == expected
+
+
+def test_protocols_have_the_numbers_of_the_kernel() -> None:
+    known = {
+        "icmp": socket.IPPROTO_ICMP,
+        "tcp": socket.IPPROTO_TCP,
+        "udp": socket.IPPROTO_UDP,
+        "esp": socket.IPPROTO_ESP,
+        "ah": socket.IPPROTO_AH,
+        "ipv6-icmp": socket.IPPROTO_ICMPV6,
+        "sctp": socket.IPPROTO_SCTP,
+        "dccp": 33,
+        "udplite": socket.IPPROTO_UDPLITE,
+    }
+    assert {name: number for number, name in PROTOCOLS.items()} == known
+
+
 @given(st.binary(max_size=40))
 def test_text_can_be_turned_back_into_its_bytes(field: bytes) -> None:
     assert text(field).encode("utf-8", "surrogateescape") == field.split(b"\0")[0]
@@ -171,3 +233,47 @@ def test_a_name_in_a_port_is_read_or_the_match_is_unreadable(name: str, revision
         assert found.unreadable or revision == 0
         assert found.unreadable or name == "comment" or len(data) >= 66
     assert all(0 <= number < 0xFFFF for number in set_numbers("match", name, revision, data) or ())
+
+
+def tcp(source: tuple[int, int], destination: tuple[int, int], *rest: int) -> bytes:
+    return struct.pack("=4H4B", *source, *destination, *(rest or (0, 0, 0, 0)))
+
+
+ALL = (0, 65535)
+
+
+def multiport(ports: list[int], ranges: Sequence[int] = (), inverted: int = 0) -> bytes:
+    begins = [*ranges, *([0] * (15 - len(ranges)))]
+    return struct.pack("=BB15H15BB", 1, len(ports), *ports, *([0] * (15 - len(ports))), *begins, inverted)
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "data", "ports", "more"),
+    [
+        ("tcp", 0, tcp(ALL, ALL), False, False),
+        ("tcp", 0, tcp(ALL, (80, 80)), True, False),
+        ("tcp", 0, tcp(ALL, (80, 81)), True, True),
+        ("tcp", 0, tcp((80, 80), ALL), True, True),
+        ("tcp", 0, tcp((80, 80), (80, 80)), True, True),
+        ("tcp", 0, tcp(ALL, (80, 80), 0, 0, 0, 2), False, True),
+        ("tcp", 0, tcp(ALL, (80, 80), 0, 2, 2, 0), True, True),
+        ("tcp", 0, tcp(ALL, ALL, 8, 0, 0, 0), False, True),
+        ("tcp", 1, tcp(ALL, (80, 80)), False, True),
+        ("udp", 0, struct.pack("=4HB", *ALL, 53, 53, 0), True, False),
+        ("udp", 0, struct.pack("=4HB", *ALL, 53, 53, 1), True, True),
+        ("sctp", 0, struct.pack("=4H276xII", 9, 9, *ALL, 2, 0), True, False),
+        ("sctp", 0, struct.pack("=4H276xII", *ALL, *ALL, 2, 0), False, False),
+        ("sctp", 0, struct.pack("=4H276xII", 9, 9, *ALL, 2, 2), False, True),
+        ("sctp", 0, struct.pack("=4H276xII", 9, 9, *ALL, 6, 0), True, True),
+        ("multiport", 1, multiport([80, 443]), True, False),
+        ("multiport", 1, multiport([80, 443], inverted=1), False, False),
+        ("multiport", 1, multiport([0, 65535], [1]), False, False),
+        ("multiport", 1, multiport([0, 32767, 32768, 65535], [1, 0, 1]), False, False),
+        ("multiport", 0, multiport([80]), False, True),
+    ],
+)
+def test_ports_narrow_a_rule_where_they_are_some_and_not_negated(
+    name: str, revision: int, data: bytes, ports: bool, more: bool
+) -> None:
+    found = read_match(name, revision, data)
+    assert (found.ports, found.more, found.unreadable) == (ports, more, None)

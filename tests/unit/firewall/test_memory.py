@@ -9,6 +9,7 @@ from netsweep.errors import ContentionError, NetsweepError
 from netsweep.firewall import Addition, Backend
 from netsweep.firewall.memory import MemoryBackend
 from netsweep.model import Chain, Family, Spec, Table
+from tests.namespace import read
 
 FORWARD = Chain(Table("nft", Family.IPV4, "filter"), "FORWARD")
 INPUT = Chain(FORWARD.table, "INPUT")
@@ -64,7 +65,7 @@ def test_a_table_can_be_made_anew_with_the_handles_of_old() -> None:
 def test_others_can_interfere_before_a_reading_and_before_a_commit() -> None:
     backend = MemoryBackend([FORWARD])
     backend.before_read = lambda: backend.append(FORWARD, named("read")) and None
-    assert [rule.spec.comment for rule in backend.read([FORWARD]).rules] == ["read"]
+    assert [rule.spec.comment for rule in read(backend, FORWARD).rules] == ["read"]
     backend.before_commit = lambda: backend.append(FORWARD, named("commit")) and None
     with backend.transaction([FORWARD], backend.rules(FORWARD)) as transaction:
         transaction.delete(transaction.rules)

@@ -6,6 +6,8 @@ netsweep's own exceptions; and no bytes around an interface's name hide it.
 
 from __future__ import annotations
 
+import itertools
+import socket
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
@@ -655,6 +657,11 @@ SOURCE_6 = (payload(1, 8, 16), compare(bytes(15) + b"\1"))
         (IPV4, (payload(1, 12, 8), compare(bytes(8))), None),
         (IPV4, (payload(1, 12, 4), compare(bytes(4), 2)), None),
         (IPV4, (payload(2, 12, 4), compare(bytes(4))), None),
+        (
+            IPV4,
+            (payload(1, 12, 4), bitwise(1, 1, b"\xff\xff\0\0"), bitwise(1, 1, b"\xff\0\xff\0"), compare(b"\n\0\0\0")),
+            "10.0.0.0/8",
+        ),
     ],
 )
 def test_addresses_are_those_of_the_protocol(family: int, expressions: tuple[bytes, ...], source: str | None) -> None:
@@ -684,6 +691,260 @@ def test_addresses_are_those_of_the_protocol(family: int, expressions: tuple[byt
 def test_targets_are_named_as_iptables_names_them(expressions: tuple[bytes, ...], target: str | None) -> None:
     spec = read(*expressions)
     assert (spec.target, spec.unreadable) == (target, None)
+
+
+# Protocols, ports, other matches.
+
+LTE, GTE = 3, 5
+FIRST, LAST, PORT_22 = b"\0\0", b"\xff\xff", b"\0\x16"
+SPORT, DPORT, BOTH_PORTS = payload(2, 0, 2), payload(2, 2, 2), payload(2, 0, 4)
+ONLY_IPV4, ONLY_IPV6 = (load(NFPROTO), compare(b"\2")), (load(NFPROTO), compare(b"\x0a"))
+TCP = (load(L4PROTO), compare(b"\6"))
+
+
+def between(first: bytes, last: bytes, operator: int = 0) -> bytes:
+    return expression(b"range", number(1, 1), number(2, operator), constant(3, first), constant(4, last))
+
+
+NAMES = {1: "icmp", 6: "tcp", 17: "udp", 58: "ipv6-icmp", 253: "253"}
+WAYS: dict[int, list[tuple[bytes, ...]]] = {
+    IPV4: [(load(L4PROTO),), (payload(1, 9, 1),)],
+    IPV6: [(load(L4PROTO),), (payload(1, 6, 1),)],
+    INET: [(load(L4PROTO),), (*ONLY_IPV4, payload(1, 9, 1)), (*ONLY_IPV6, payload(1, 6, 1))],
+}
+
+
+@pytest.mark.parametrize("family", WAYS)
+@pytest.mark.parametrize("operator", [0, 1])
+@pytest.mark.parametrize("protocol", NAMES)
+def test_a_protocol_is_matched_in_several_ways(family: int, operator: int, protocol: int) -> None:
+    for way in WAYS[family]:
+        spec = read(*way, compare(bytes([protocol]), operator), family=family)
+        assert spec == Spec(protocol="!" * operator + NAMES[protocol])
+
+
+PORTS = [
+    pytest.param((DPORT, compare(PORT_22)), True, False, id="one"),
+    pytest.param((SPORT, compare(PORT_22)), True, True, id="of the source"),
+    pytest.param((BOTH_PORTS, compare(PORT_22 + PORT_22)), True, True, id="both"),
+    pytest.param((DPORT, compare(PORT_22, 1)), False, True, id="negated"),
+    pytest.param((DPORT, between(PORT_22, LAST)), True, True, id="range"),
+    pytest.param((DPORT, between(PORT_22, LAST, 1)), False, True, id="negated range"),
+    pytest.param((DPORT, between(FIRST, LAST)), False, True, id="whole range"),
+    pytest.param((DPORT, compare(PORT_22, GTE), compare(LAST, LTE)), True, True, id="from here on"),
+    pytest.param((DPORT, compare(FIRST, GTE), compare(PORT_22, LTE)), True, True, id="up to here"),
+    pytest.param((DPORT, compare(FIRST, GTE), compare(LAST, LTE)), False, True, id="all"),
+    pytest.param((DPORT, compare(PORT_22, 2)), True, True, id="less"),
+    pytest.param((DPORT, compare(PORT_22, 1), SPORT, compare(PORT_22)), True, True, id="one negated, one not"),
+    pytest.param((SPORT, compare(PORT_22), DPORT, compare(PORT_22, 1)), True, True, id="one not negated, one is"),
+    pytest.param((DPORT, compare(PORT_22), DPORT, compare(PORT_22, 1)), True, True, id="one, and not the other"),
+]
+
+
+@pytest.mark.parametrize("family", [IPV4, IPV6, INET])
+@pytest.mark.parametrize(("expressions", "ports", "more"), PORTS)
+def test_ports_are_those_that_are_not_negated(
+    family: int, expressions: tuple[bytes, ...], ports: bool, more: bool
+) -> None:
+    """And other than one port of the destination is more."""
+    for protocol, name in ((TCP, "tcp"), ((), "ports")):
+        spec = read(*protocol, *expressions, family=family)
+        matches = ("more of " + name, name) if more else (name,)
+        assert spec == Spec(protocol="tcp" if protocol else None, ports=ports, matches=tuple(sorted(matches)))
+
+
+STATE = (expression(b"ct", number(1, 1), number(2, 0)), bitwise(1, 1, b"\x0a\0\0\0"), compare(bytes(4), 1))
+TO_JOBS, GOTO_JOBS = verdict(JUMP, b"JOBS"), verdict(GOTO, b"JOBS")
+
+
+@pytest.mark.parametrize(
+    ("expressions", "matches"),
+    [
+        # What iptables-nft writes for matches of iptables.
+        ((extension(b"match", b"conntrack", bytes(160), 3),), ("conntrack",)),
+        ((extension(b"match", b"addrtype", bytes(12), 1), comment(b"x")), ("addrtype",)),
+        ((extension(b"match", b"udp", struct.pack("=4HB", 0, 65535, 53, 53, 0)),), ("udp",)),
+        ((load(3), compare(b"\5\0\0\0")), ("mark",)),
+        ((expression(b"limit", number(1, 3)),), ("limit",)),
+        ((*TCP, payload(2, 13, 1), bitwise(1, 1, b"\6"), compare(b"\2")), ("more of tcp", "tcp")),
+        ((extension(b"match", b"tcp", struct.pack("=8x4B", 0, 6, 2, 0)),), ("more of tcp", "tcp")),
+        ((extension(b"match", b"tcp", struct.pack("=4H4B", 0, 65535, 22, 22, 0, 0, 0, 0)),), ("tcp",)),
+        ((payload(1, 6, 2), bitwise(1, 1, b"\x1f\xff"), compare(b"\0\0", 1)), ("-f",)),
+        # What nft calls otherwise.
+        (STATE, ("conntrack",)),
+        ((expression(b"fib", number(1, 1), number(2, 3), number(3, 1)), compare(b"\2\0\0\0")), ("addrtype",)),
+        ((expression(b"connlimit", number(1, 3)),), ("connlimit",)),
+        ((*STATE, *TCP, DPORT, compare(PORT_22), expression(b"quota")), ("conntrack", "quota", "tcp")),
+        # What has no name in iptables is never left out.
+        ((payload(2, 13, 1), compare(b"\2")), ("payload",)),
+        ((load(L4PROTO), compare(b"\x11"), payload(2, 13, 1), compare(b"\2")), ("payload",)),
+        ((payload(1, 6, 2), bitwise(1, 1, b"\x1f\xff"), compare(b"\0\0")), ("payload",)),
+        ((payload(1, 8, 1), compare(b"\x40")), ("payload",)),
+        ((payload(0, 6, 6), compare(b"\2\0\0\0\0\1")), ("payload",)),
+        ((payload(1, 12, 8), compare(bytes(8))), ("payload",)),
+        ((payload(1, 12, 4), compare(bytes(4), GTE)), ("payload",)),
+        ((payload(1, 12, 4), between(bytes(4), b"\n\0\0\1")), ("payload",)),
+        ((load(L4PROTO), between(b"\1", b"\6")), ("range",)),
+        ((payload(1, 12, 4), lookup(b"__set1")), ("lookup",)),
+        ((payload(1, 12, 4), expression(b"byteorder", number(1, 1), number(2, 1)), compare(bytes(4))), ("bitwise",)),
+        ((payload(1, 12, 4), bitwise(1, 1, b"\xff"), compare(b"\n")), ("bitwise",)),
+        ((*TCP, DPORT, bitwise(1, 1, b"\0\xff"), compare(PORT_22)), ("bitwise",)),
+        ((load(L4PROTO), bitwise(1, 1, b"\x0f"), compare(b"\6")), ("bitwise",)),
+        ((payload(1, 9, 1), bitwise(1, 1, b"\x0f"), compare(b"\6")), ("payload",)),
+        ((load(L4PROTO), compare(b"\6", GTE)), ("protocol",)),
+        ((load(L4PROTO), compare(b"\0")), ("protocol",)),
+        ((payload(1, 9, 1), compare(b"\0")), ("protocol",)),
+        ((*TCP, load(L4PROTO), compare(b"\x11")), ("protocol",)),
+        ((*TCP, *TCP), ()),
+        ((load(NFPROTO), compare(b"\2")), ()),
+        ((load(NFPROTO), compare(b"\2", 1)), ("meta",)),
+        ((load(NFPROTO), compare(b"\x0a")), ("meta",)),
+        ((load(1), compare(b"\x08\6")), ("meta",)),
+        ((load(14), compare(bytes(4))), ("meta",)),
+        ((expression(b"meta", number(2, 3), number(3, 1)),), ("meta",)),
+        ((expression(b"exthdr", number(1, 1), number(2, 43), number(6, 0)), compare(b"\1")), ("exthdr",)),
+        ((expression(b"objref", number(1, 1), attribute(2, b"x\0")),), ("objref",)),
+        ((expression(b"of a later kernel"),), ("of a later kernel",)),
+        # Jumps and second targets.
+        ((GOTO_JOBS,), ("-g",)),
+        ((TO_JOBS,), ()),
+        ((COUNTER, verdict(ACCEPT)), ()),
+        ((expression(b"log"), verdict(ACCEPT)), ("and ACCEPT",)),
+        ((extension(b"target", b"MARK", bytes(8), 2), TO_JOBS), ("and JOBS",)),
+    ],
+)
+def test_what_a_rule_holds_besides_is_told_by_name(expressions: tuple[bytes, ...], matches: tuple[str, ...]) -> None:
+    assert read(*expressions).matches == matches
+
+
+def operation(*data: bytes) -> bytes:
+    return expression(b"bitwise", number(1, 1), number(2, 1), number(3, 4), *data)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(operation(constant(4, b"\xff" * 4), constant(5, b"\0\0\0\1")), id="a bit turned"),
+        pytest.param(operation(number(6, 1), constant(7, b"\0\0\0\4")), id="shifted"),
+        pytest.param(operation(number(6, 4), number(8, 2)), id="with another register"),
+    ],
+)
+def test_an_address_that_is_changed_is_none(change: bytes) -> None:
+    spec = read(payload(1, 12, 4), change, compare(bytes([10, 0, 0, 1])))
+    assert (spec.source, spec.matches) == (None, ("bitwise",))
+
+
+def test_a_second_address_is_told_and_the_first_one_counts() -> None:
+    other = (payload(1, 12, 4), compare(bytes([10, 0, 0, 9]), 1))
+    assert read(*SOURCE_4, *SOURCE_4) == Spec(source="10.0.0.1/32")
+    assert read(*SOURCE_4, *other) == Spec(source="10.0.0.1/32", matches=("payload",))
+    assert read(*other, *SOURCE_4) == Spec(source="!10.0.0.9/32", matches=("payload",))
+
+
+def test_in_inet_the_packet_s_protocol_tells_what_its_header_says() -> None:
+    rule = (payload(1, 12, 4), compare(bytes([10, 0, 0, 1])), payload(1, 9, 1), compare(b"\6"))
+    assert read(*ONLY_IPV4, *rule, family=INET) == Spec(source="10.0.0.1/32", protocol="tcp")
+    assert read(*ONLY_IPV6, *rule, family=INET) == Spec(matches=("payload",))
+    assert read(*rule, family=INET) == Spec(matches=("payload",))
+    # It cannot be both.
+    assert read(*ONLY_IPV4, *ONLY_IPV6, *rule, family=INET).matches == ("meta",)
+
+
+@st.composite
+def described(draw: st.DrawFn) -> tuple[int, list[bytes], Spec]:
+    """A rule of a family with some of all that it can say, and what that is."""
+    family = draw(st.sampled_from([IPV4, IPV6, INET]))
+    header = draw(st.sampled_from([IPV4, IPV6])) if family == INET else family
+    register = draw(st.sampled_from([1, 2, 9, 20]))
+    steps: list[list[bytes]] = []
+    said: dict[str, object] = {}
+    matches: set[str] = set()
+    size, at = (4, {"source": 12, "destination": 16}) if header == IPV4 else (16, {"source": 8, "destination": 24})
+    for where in draw(st.sets(st.sampled_from(["source", "destination"]))):
+        address, negated = draw(st.binary(min_size=size, max_size=size)), draw(st.integers(0, 1))
+        said[where] = f"{'!' * negated}{socket.inet_ntop(header, address)}/{8 * size}"
+        steps.append([payload(1, at[where], size, register), compare(address, negated, register)])
+    protocol = draw(st.sampled_from(["tcp", "udp", "!tcp", None]))
+    if protocol:
+        loaded = draw(st.sampled_from([load(L4PROTO, register), payload(1, 9 if header == IPV4 else 6, 1, register)]))
+        known = {"tcp": b"\6", "udp": b"\x11"}[protocol.lstrip("!")]
+        said["protocol"] = protocol
+        steps.append([loaded, compare(known, int(protocol.startswith("!")), register)])
+    nfproto = [load(NFPROTO, register), compare(bytes([header]), 0, register)] if family == INET else []
+    rule = [*nfproto, *itertools.chain.from_iterable(draw(st.permutations(steps)))]
+    if draw(st.booleans()):
+        negated = draw(st.integers(0, 1))
+        said["ports"] = not negated
+        name, at_port = protocol or "ports", draw(st.sampled_from([0, 2]))
+        matches.update([name] if at_port == 2 and not negated else [name, f"more of {name}"])
+        rule += [payload(2, at_port, 2, register), compare(b"\0\x16", negated, register)]
+    if draw(st.booleans()):
+        matches.add("conntrack")
+        rule.insert(0, extension(b"match", b"conntrack", bytes(160), 3))
+    if draw(st.booleans()):
+        matches.add("-g")
+        said["target"] = "JOBS"
+        rule.append(GOTO_JOBS)
+    return family, rule, Spec(matches=tuple(sorted(matches)), **said)  # type: ignore[arg-type]
+
+
+@fuzz
+@given(described())
+def test_a_rule_is_read_as_it_was_written_in_every_family(rule: tuple[int, list[bytes], Spec]) -> None:
+    family, expressions, expected = rule
+    assert read(*expressions, family=family) == expected
+
+
+# Interfaces by number, and in sets.
+
+
+def numbered(index: int) -> bytes:
+    return compare(struct.pack("=I", index))
+
+
+@pytest.mark.parametrize(
+    ("expressions", "numbers"),
+    [
+        ((load(4), numbered(7)), (7,)),
+        ((load(5), numbered(2**31)), (2**31,)),
+        ((load(4), numbered(7), load(5), numbered(1)), (7, 1)),
+        ((load(4), numbered(7), load(4), numbered(7)), (7, 7)),
+        ((load(4), compare(struct.pack("=I", 7), 1)), ()),
+        ((load(4), lookup(b"__set1")), ()),
+        ((load(21), numbered(7)), ()),
+        ((load(3), numbered(7)), ()),
+    ],
+)
+@pytest.mark.parametrize("family", [IPV4, IPV6, INET])
+def test_interfaces_by_number(family: int, expressions: tuple[bytes, ...], numbers: tuple[int, ...]) -> None:
+    spec = read(*expressions, load(OIFNAME), compare(b"hm1\0"), family=family)
+    assert (spec.by_number, spec.out_interface) == (numbers, Interface("hm1"))
+    assert bool(spec.unreadable) == (expressions[0] != load(3))
+
+
+@pytest.mark.parametrize(
+    ("expressions", "by_set"),
+    [
+        ((load(IIFNAME), lookup(b"named")), True),
+        ((load(OIFNAME), lookup(b"__set1")), True),
+        ((load(IIFNAME), lookup(b"__map1", 1, 0)), True),
+        ((load(IIFNAME), lookup(b"named", 1, 2)), True),
+        ((load(4), lookup(b"__set1")), True),
+        ((load(5), lookup(b"__map1", 1, 0)), True),
+        ((payload(2, 2, 2, 8), load(IIFNAME, 9), lookup(b"__set1", 8)), True),
+        ((load(IIFNAME), expression(b"objref", number(3, 1), attribute(4, b"m\0"))), True),
+        ((load(IIFNAME), expression(b"hash", number(1, 1), number(2, 2))), False),
+        ((load(IIFNAME), bitwise(1, 2, b"\xff" * 16)), False),
+        ((load(IIFNAME), compare(b"hm1\0")), False),
+        ((*INPUT_DEAD, DPORT, lookup(b"__set1")), False),
+        ((load(4), numbered(7), payload(1, 12, 4), lookup(b"__set1")), False),
+    ],
+)
+@pytest.mark.parametrize("family", [IPV4, IPV6, INET])
+def test_interfaces_in_a_set(family: int, expressions: tuple[bytes, ...], by_set: bool) -> None:
+    spec = read(*expressions, family=family)
+    assert spec.by_set == by_set
+    assert spec.unreadable or not by_set
 
 
 # Undo.

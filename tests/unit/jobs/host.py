@@ -39,6 +39,7 @@ class Firewall(MemoryBackend):
         self.batch = batch
         self.complete = True
         self.closed = 0
+        self.looked_at: list[Chain] = []
         self.before_transaction: Callable[[], None] = lambda: None
         self._note = note
 
@@ -57,10 +58,11 @@ class Firewall(MemoryBackend):
     def identities(self, chain: Chain = FORWARD) -> list[bytes]:
         return [rule.undo.identity for rule in self.rules(self.of(chain)) if rule.undo]
 
-    def read(self, chains: Collection[Chain], limit: int | None = None) -> Scan:
+    def read(self, tables: Collection[Table], wanted: Callable[[Chain], bool], limit: int | None = None) -> Scan:
         self._note(f"read {self.name}")
-        scan = super().read(chains, limit)
+        scan = super().read(tables, wanted, limit)
         scan.complete = self.complete
+        self.looked_at += scan.chains
         return scan
 
     @contextmanager
@@ -87,7 +89,10 @@ class Firewall(MemoryBackend):
 
 
 class Host:
-    """``alive`` are the interfaces that exist; ``before_asking`` is called before they are asked for."""
+    """``alive`` are the interfaces that exist, ``devices`` those that have a number.
+
+    ``before_asking`` is called before they are asked for.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -95,6 +100,7 @@ class Host:
         self.lease_file = directory / "leases.json"
         self.events: list[str] = []
         self.alive: set[str] = set()
+        self.devices: dict[int, tuple[str, ...]] = {}
         self.before_asking: Callable[[], None] = lambda: None
         self.before_leases: Callable[[], None] = lambda: None
         self.firewalls: dict[str, Firewall] = {}
@@ -157,7 +163,7 @@ class Host:
             ) -> tuple[frozenset[str], Mapping[int, tuple[str, ...]]]:
                 host.before_asking()
                 host.events.append("interfaces")
-                return frozenset(names) - host.alive, {}
+                return frozenset(names) - host.alive, {index: host.devices.get(index, ()) for index in indexes}
 
         @contextmanager
         def noted(times: LockTimes, timeout: float, **options: Any) -> Iterator[None]:

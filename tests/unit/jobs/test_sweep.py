@@ -477,9 +477,12 @@ def test_tables_that_were_not_looked_at_are_named(host: Host) -> None:
     for chain in (inet, ipv6, raw):
         firewall.leak("hmdead", chain=chain)
     report = host.sweep()
-    assert report.overlooked == ["nft inet firewalld", "nft ipv6 filter", "nft ipv4 raw"]
-    assert (report.scanned, report.deleted) == (1, 0)
-    assert [(backend.name, backend.family) for backend in report.backends] == [("nft", Family.IPV4)]
+    assert report.overlooked == ["nft inet firewalld", "nft ipv4 raw"]
+    assert (report.scanned, report.deleted) == (2, 1)
+    assert [(backend.family, backend.scanned, backend.deleted) for backend in report.backends] == [
+        (Family.IPV4, 1, 0),
+        (Family.IPV6, 1, 1),
+    ]
 
 
 def test_the_lease_file_that_was_used_is_told_where_there_is_none(host: Host) -> None:

@@ -20,15 +20,24 @@ def finding(
     comment: str | None = None,
     verdict: Verdict = Verdict.ORPHAN,
     reason: str = "bridge is gone",
+    live_traffic: str | None = None,
 ) -> Finding:
-    """A finding on ``-i BRIDGE -j ACCEPT``."""
+    """A finding on ``-i BRIDGE -j ACCEPT``, or with ``live_traffic`` on ``! -i BRIDGE`` and that target."""
     spec = Spec(
-        in_interface=Interface(bridge) if bridge else None,
-        target="ACCEPT",
+        in_interface=Interface(bridge, negated=live_traffic is not None) if bridge else None,
+        target=live_traffic or "ACCEPT",
         comments=() if comment is None else (comment,),
     )
     rule = Rule(Chain(Table(backend, family, table), chain), position, handle, spec)
-    return Finding(rule, verdict, bridge, reason)
+    return Finding(rule, verdict, bridge, reason, live_traffic)
+
+
+def negated(number: int, target: str = "DROP") -> list[Finding]:
+    """Rules that stay though what they match negated is gone."""
+    return [
+        finding(f"hm{nth:x}", nth, verdict=Verdict.NEGATED, reason="only negated", live_traffic=target)
+        for nth in range(1, number + 1)
+    ]
 
 
 def listed(orphans: list[Finding], scanned: int = 1203) -> Report:

@@ -13,9 +13,14 @@ def found(**changed: Any) -> dict[str, Any]:
     backend = {"family": "ipv4", "tables": [], "other_tables": [], "scanned": 0, "owned": 0}
     return {
         "settings": {
+            "profile": "hypeman",
+            "names": ("wgcorp", "vif*"),
             "prefixes": ("hm",),
             "protected": (),
             "chains": ("filter/FORWARD", "nat/POSTROUTING"),
+            "family": "all",
+            "include_negated": False,
+            "settle": 0.0,
             "backend": "auto",
             "lock_file": "/tmp/lock",
             "lease_file": "/tmp/leases",
@@ -29,6 +34,8 @@ def found(**changed: Any) -> dict[str, Any]:
         "leases": {"path": "/tmp/leases", "exists": True, "leases": 1, "running": 1},
         "versions": {"netsweep": "1", "python": "3", "kernel": "6", "click": None},
         "orphans": 0,
+        "elsewhere": 0,
+        "notes": [],
         "waits_for": [],
         "warnings": [],
         "errors": [],
@@ -52,7 +59,8 @@ def test_a_host_with_nothing_on_it() -> None:
     assert shown["subnet lock"] == "/tmp/lock: free, as far as /proc shows"
     assert shown["lease file"] == "/tmp/leases: 1 lease, 1 of running processes"
     assert shown["settings"] == (
-        "prefixes hm; protected none; chains filter/FORWARD, nat/POSTROUTING; backend auto; lock timeout 30 s; wait 5 s"
+        "profile hypeman; names wgcorp, vif*; prefixes hm; protected none; chains filter/FORWARD, nat/POSTROUTING; "
+        "family all; include negated no; settle 0 s; backend auto; lock timeout 30 s; wait 5 s"
     )
     assert shown["libraries"] == "click missing"
     assert shown["verdict"] == "A sweep could run here. It would find nothing to delete."
@@ -63,16 +71,43 @@ def test_tables_of_every_family_are_shown_and_counts_are_in_the_right_number() -
     assert lines(backends=[one])["nft"] == (
         "nf_tables: ipv4 tables filter; 1 rule in the chains looked at, 1 names a bridge of ours"
     )
-    others = {**one, "other_tables": ["inet firewalld", "ipv6 filter"], "scanned": 1200, "owned": 2}
+    assert lines(backends=[{**one, "family": "inet", "owned": 0}])["nft"] == (
+        "nf_tables: inet tables filter; 1 rule in the chains looked at, 0 name bridges of ours"
+    )
+    others = {**one, "other_tables": ["bridge filter", "arp filter"], "scanned": 1200, "owned": 2}
     assert lines(backends=[others])["nft"] == (
         "nf_tables: ipv4 tables filter; 1,200 rules in the chains looked at, 2 name bridges of ours; "
-        "not looked at: inet firewalld, ipv6 filter"
+        "not looked at: bridge filter, arp filter"
     )
     only_others = {**others, "tables": []}
     assert lines(backends=[only_others])["nft"] == (
-        "nf_tables: no ipv4 tables here; not looked at: inet firewalld, ipv6 filter"
+        "nf_tables: no ipv4 tables here; not looked at: bridge filter, arp filter"
     )
     assert lines(backends=[{**one, "tables": None}])["nft"] == "nf_tables: could not be read"
+
+
+def test_each_family_has_a_line_of_its_own() -> None:
+    families = ("ipv4", "ipv6", "inet")
+    backends = [
+        {"name": "nft", "family": family, "tables": ["t"], "other_tables": [], "scanned": 0, "owned": 0}
+        for family in families
+    ]
+    shown = [line for line in doctor_lines(found(backends=backends)) if line.startswith("nft:")]
+    assert [line.split()[2] for line in shown] == list(families)
+
+
+def test_a_profile_without_lock_and_leases_has_no_lines_for_them() -> None:
+    settings = {**found()["settings"], "lock_file": None, "lease_file": None, "include_negated": True, "settle": 2.0}
+    shown = lines(settings=settings, leases=None, locks={"xtables": {"path": "/run/xtables.lock", **FREE}})
+    assert "subnet lock" not in shown
+    assert "lease file" not in shown
+    assert shown["xtables lock"] == "/run/xtables.lock: free, as far as /proc shows"
+    assert "include negated yes; settle 2 s;" in shown["settings"]
+    assert "None" not in "".join(shown.values())
+
+
+def test_notes_tell_what_is_not_its_business() -> None:
+    assert lines(notes=["there are rules of CNI networks"])["note"] == "there are rules of CNI networks"
 
 
 HELD = {"path": "/tmp/lock", "exists": True, "held_by": 12, "holder": "flock", "waiting": 2}
@@ -107,6 +142,10 @@ def test_the_verdict_is_what_a_sweep_would_end_with() -> None:
     failed = lines(status=75, errors=["subnet lock is held", "other"], orphans=3)
     assert failed["verdict"] == "A sweep would fail here with exit status 75: subnet lock is held"
     assert lines(orphans=1)["verdict"] == "A sweep could run here. It would delete 1 rule."
+    elsewhere = " 15 more orphaned rules in chains that were not looked at: --all-chains."
+    nothing = "A sweep could run here. It would find nothing to delete."
+    assert lines(elsewhere=15)["verdict"] == nothing + elsewhere
+    assert lines(orphans=1, elsewhere=15)["verdict"] == (f"A sweep could run here. It would delete 1 rule.{elsewhere}")
     waiting = lines(orphans=2, waits_for=["subnet"], locks={"subnet": HELD})
     assert waiting["verdict"] == (
         "A sweep could run here, once process 12 (flock) releases the subnet lock. It would delete 2 rules."
@@ -130,10 +169,12 @@ def test_text_of_the_host_is_escaped() -> None:
                 locks={"subnet": {**HELD, "path": hostile, "holder": hostile}},
                 leases={"path": hostile, "exists": False, "leases": 0, "running": 0},
                 warnings=[hostile],
+                notes=[hostile],
+                settings={**found()["settings"], "names": [hostile], "chains": [hostile], "profile": hostile},
                 waits_for=["subnet"],
                 orphans=1,
             )
         )
     )
     assert all(line.isascii() and (line == "" or line.isprintable()) and "##[" not in line for line in shown)
-    assert sum(r"\x1b" in line for line in shown) == 5
+    assert sum(r"\x1b" in line for line in shown) == 7

@@ -15,7 +15,7 @@ from netsweep.output.escape import escape
 from netsweep.output.github import github_lines, write_step_summary
 from netsweep.output.text import summary
 from netsweep.report import LeaseFile, Report
-from tests.unit.output.reports import finding, leaked, listed, swept
+from tests.unit.output.reports import finding, leaked, listed, negated, swept
 from tests.unit.output.test_escape import host_text
 
 
@@ -74,6 +74,16 @@ def test_an_all_clear_says_what_was_not_looked_at() -> None:
     report.overlooked = ["nft inet firewalld"]
     report.leases = LeaseFile("/tmp/nowhere", False)
     assert "not looked at: nft inet firewalld; lease file /tmp/nowhere does not exist" in list(github_lines(report))[-1]
+    report.elsewhere = 15
+    assert "15 more orphaned rules in chains that were not looked at" in list(github_lines(report))[-1]
+
+
+def test_rules_that_match_live_traffic_are_in_the_details_and_what_they_did_in_the_annotation() -> None:
+    report = listed([finding(live_traffic="DROP")])
+    report.negated = negated(2)
+    lines = list(github_lines(report))
+    assert "2 rules that match everything but a bridge that is gone still match live traffic:" in lines
+    assert "; matched live traffic: 1 DROP" in lines[-1]
 
 
 @given(
@@ -85,9 +95,13 @@ def test_an_all_clear_says_what_was_not_looked_at() -> None:
 def test_no_text_of_the_host_is_a_workflow_command(
     texts: list[str], errors: list[str], warnings: list[str], verbose: bool
 ) -> None:
-    hostile = [finding(name, table=name, comment=name, chain=name, reason=f"{name} exists") for name in texts]
+    hostile = [
+        finding(name, table=name, comment=name, chain=name, reason=f"{name} exists", live_traffic=name)
+        for name in texts
+    ]
     report = listed(hostile)
-    report.kept = hostile
+    report.kept = report.negated = hostile
+    report.chains = texts
     report.errors, report.warnings = errors, warnings
     report.overlooked = texts
     report.leases = LeaseFile(texts[0], verbose)

@@ -10,7 +10,7 @@ from netsweep import __version__
 from netsweep.model import Chain, Family, Finding, Interface, Rule, Spec, Table, Verdict
 from netsweep.output.json import write_json
 from netsweep.report import BackendReport, Report
-from tests.unit.output.reports import finding, swept
+from tests.unit.output.reports import finding, listed, negated, swept
 
 
 def written(report: Report) -> str:
@@ -66,12 +66,15 @@ def test_json_has_every_key_of_the_contract_in_its_order() -> None:
                 "comment": "hypeman-fwd-out-hmdead",
                 "verdict": "orphan",
                 "reason": "bridge is gone",
+                "live_traffic": None,
             }
         ],
+        "negated": [],
         "kept": [],
         "backends": [{"name": "legacy", "family": "ipv4", "scanned": 1203, "orphans": 1, "deleted": 1}],
         "chains": ["filter/FORWARD", "nat/POSTROUTING"],
         "overlooked": ["nft inet firewalld"],
+        "elsewhere": 0,
         "leases": {"path": "/tmp/leases", "exists": True, "leases": 3, "running": 1},
         "locks": {
             "subnet": {"path": "/tmp/lock", "waited_ms": 0.123, "held_ms": 9.877, "longest_ms": 5.432},
@@ -84,6 +87,18 @@ def test_json_has_every_key_of_the_contract_in_its_order() -> None:
     assert read == expected
     assert list(read) == list(expected)
     assert list(read["orphans"][0]) == list(expected["orphans"][0])  # type: ignore[index]
+
+
+def test_what_a_list_says_of_live_traffic_and_of_other_chains_is_there_too() -> None:
+    report = listed([finding(live_traffic="MASQUERADE")])
+    report.negated = negated(120)
+    report.elsewhere = 15
+    read = said(report)
+    assert read["elsewhere"] == 15
+    assert read["orphans"][0]["live_traffic"] == "MASQUERADE"
+    assert [each["position"] for each in read["negated"]] == list(range(1, 121))
+    assert (read["negated"][0]["verdict"], read["negated"][0]["live_traffic"]) == ("negated", "DROP")
+    assert read["negated"][0]["in"] == "!hm1"
 
 
 def test_leases_that_were_not_read_are_null() -> None:

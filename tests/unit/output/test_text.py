@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pytest
 
 from netsweep.model import Chain, Family, Finding, Interface, Rule, Spec, Table, Verdict
-from netsweep.output.text import ROWS_MAX, TABLES_MAX, summary, text_lines
+from netsweep.output.text import NAMES_MAX, ROWS_MAX, summary, text_lines
 from netsweep.report import BackendReport, LeaseFile, Report
-from tests.unit.output.reports import finding, leaked, listed, swept
+from tests.unit.output.reports import finding, leaked, listed, negated, swept
 
 
 def text(report: Report, *, verbose: bool = False) -> list[str]:
@@ -74,6 +75,72 @@ def test_a_family_other_than_ipv4_is_named() -> None:
     assert "(nft inet: 1 of 7 rules)" in lines[-1]
 
 
+def test_families_and_backends_are_told_apart_wherever_they_are_named() -> None:
+    families = [("legacy", Family.IPV4), ("legacy", Family.IPV6), ("nft", Family.IPV4), ("nft", Family.IPV6)]
+    orphans = [finding(backend=backend, family=family) for backend, family in families]
+    report = listed(orphans)
+    report.backends = [BackendReport(backend, family, 10, 1) for backend, family in families]
+    lines = text(report, verbose=True)
+    labels = ["legacy", "legacy ipv6", "nft", "nft ipv6"]
+    assert [line.split("  ")[1].strip() for line in lines[1:5]] == labels
+    assert [line.split(" filter/")[0] for line in lines[6:10]] == labels
+    assert f"({', '.join(f'{label}: 1 of 10 rules' for label in labels)})" in lines[-1]
+
+
+# Rules that match live traffic.
+
+
+def test_rules_that_match_live_traffic_have_a_paragraph_with_their_number() -> None:
+    report = listed([finding()])
+    report.negated = negated(2)
+    lines = text(report)
+    begin = lines.index("2 rules that match everything but a bridge that is gone still match live traffic:")
+    assert lines[begin - 1] == ""
+    assert lines[begin + 1 : begin + 3] == [
+        "legacy filter/FORWARD 1: ! -i hm1 -j DROP -- negated: only negated (DROP)",
+        "legacy filter/FORWARD 2: ! -i hm2 -j DROP -- negated: only negated (DROP)",
+    ]
+    assert lines[begin + 3].startswith("They stay.")
+    assert "--include-negated sweeps those that also restrict source, destination or ports" in lines[begin + 3]
+    assert lines[begin + 4] == ""
+    # They are no orphans.
+    assert lines[-1].startswith("Found 1 orphaned rule of 1 bridge")
+    assert "live traffic" not in lines[-1]
+
+
+def test_one_rule_that_matches_live_traffic_is_in_the_singular_and_there_without_orphans() -> None:
+    report = listed([])
+    report.negated = negated(1)
+    lines = text(report)
+    assert lines[0] == "1 rule that matches everything but a bridge that is gone still matches live traffic:"
+    assert lines[-1].startswith("Nothing to sweep")
+
+
+def test_many_rules_that_match_live_traffic_are_a_page() -> None:
+    report = listed([])
+    report.negated = negated(ROWS_MAX + 3)
+    lines = text(report)
+    assert lines[0].startswith(f"{ROWS_MAX + 3} rules that match")
+    assert lines[ROWS_MAX + 1] == "... 3 more rules (--all lists every rule)"
+    report.negated = negated(ROWS_MAX)
+    assert not [line for line in text(report) if line.startswith("...")]
+
+
+def test_nothing_is_said_of_live_traffic_where_there_is_none() -> None:
+    assert not [line for line in text(listed([finding()]), verbose=True) if "live traffic" in line or "negated" in line]
+
+
+@pytest.mark.parametrize(("made", "verb"), [(swept, "Deleted"), (listed, "Found")])
+def test_orphans_that_matched_live_traffic_are_counted_by_what_they_did(
+    made: Callable[[list[Finding]], Report], verb: str
+) -> None:
+    orphans = [finding(live_traffic=target) for target in ("MASQUERADE", "DROP", "DROP")]
+    report = made([finding("hm1"), *orphans])
+    assert text(report)[-1].startswith(f"{verb} 4 orphaned rules")
+    assert "; matched live traffic: 2 DROP, 1 MASQUERADE" in text(report)[-1]
+    assert "legacy filter/FORWARD 1: ! -i hmdead -j DROP -- orphan: bridge is gone (DROP)" in text(report, verbose=True)
+
+
 def test_kept_rules_come_with_the_reason_after_the_orphans() -> None:
     report = listed([finding()])
     report.kept = [finding("hm1", verdict=Verdict.LIVE, reason="hm1 exists")]
@@ -95,12 +162,12 @@ WHERE = "filter/FORWARD, nat/POSTROUTING"
         (
             listed(leaked(300)),
             "Found 900 orphaned rules of 300 bridges in 2.54 s (legacy: 900 of 1,203 rules); nothing was changed. "
-            "'netsweep sweep' deletes them.",
+            "'netsweep sweep' with the same options deletes them.",
         ),
         (
             listed([finding()]),
             "Found 1 orphaned rule of 1 bridge in 2.54 s (legacy: 1 of 1,203 rules); nothing was changed. "
-            "'netsweep sweep' deletes them.",
+            "'netsweep sweep' with the same options deletes them.",
         ),
         (swept(leaked(300)), "Deleted 900 orphaned rules of 300 bridges in 2.54 s (legacy: 900 of 1,203 rules)."),
         (swept([finding()]), "Deleted 1 orphaned rule of 1 bridge in 2.54 s (legacy: 1 of 1,203 rules)."),
@@ -129,9 +196,29 @@ def test_what_was_not_looked_at_is_never_kept_back(report: Report) -> None:
 
 def test_many_tables_that_were_not_looked_at_are_counted_and_named_where_asked_for() -> None:
     report = listed([])
-    report.overlooked = [f"nft inet t{number}" for number in range(TABLES_MAX + 3)]
-    assert summary(report).endswith(f"t{TABLES_MAX - 1} and 3 more.")
-    assert summary(report, verbose=True).endswith(f"t{TABLES_MAX + 1}, nft inet t{TABLES_MAX + 2}.")
+    report.overlooked = [f"nft inet t{number}" for number in range(NAMES_MAX + 3)]
+    assert summary(report).endswith(f"t{NAMES_MAX - 1} and 3 more.")
+    assert summary(report, verbose=True).endswith(f"t{NAMES_MAX + 1}, nft inet t{NAMES_MAX + 2}.")
+
+
+@pytest.mark.parametrize("report", [listed([], 0), listed([]), listed([finding()])])
+def test_orphans_in_chains_that_were_not_looked_at_are_counted(report: Report) -> None:
+    report.elsewhere = 15
+    assert "; 15 more orphaned rules in chains that were not looked at: --all-chains" in text(report)[-1]
+    report.elsewhere = 1
+    assert "; 1 more orphaned rule in chains that were not looked at: --all-chains" in text(report)[-1]
+    report.elsewhere = 0
+    assert "not looked at" not in text(report)[-1]
+
+
+def test_many_chains_are_named_in_part_but_all_where_asked_for() -> None:
+    report = listed([])
+    report.chains = [f"filter/C{number}" for number in range(NAMES_MAX + 2)]
+    some, every = ", ".join(report.chains[:NAMES_MAX]), ", ".join(report.chains)
+    assert f"read in {some} and 2 more (2.54 s)." in text(report)[-1]
+    assert f"read in {every} (2.54 s)." in text(report, verbose=True)[-1]
+    report.chains = report.chains[:NAMES_MAX]
+    assert f"read in {some} (2.54 s)." in text(report)[-1]
 
 
 def test_tables_are_never_said_to_be_missing_where_there_are_some() -> None:
@@ -154,6 +241,8 @@ def test_names_of_the_host_are_escaped_in_the_summary() -> None:
     report = listed([])
     report.overlooked = ["nft inet \x1b[31m\n##[error]"]
     report.leases = LeaseFile("/tmp/\n", False)
+    report.chains = ["\x1b*/*"]
+    assert r"1,203 rules read in \x1b*/* (2.54 s)" in summary(report)
     assert r"not looked at: nft inet \x1b[31m\n#\x23[error]; lease file /tmp/\n does not exist." in summary(report)
 
 

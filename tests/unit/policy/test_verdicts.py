@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping
+from itertools import product
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netsweep.model import COMMENT_MAX, Chain, Family, Finding, Interface, Life, Rule, Spec, Table, Verdict
+from netsweep.policy.forms import form_of
 from netsweep.policy.names import Names
-from netsweep.policy.verdicts import Policy
+from netsweep.policy.patterns import chain_pattern
+from netsweep.policy.verdicts import Claims, Policy
 
 OURS = Names(["hm"], ["ha"], ["hypeman-{role}-{name}"])
 CHAIN = Chain(Table("memory", Family.IPV4, "filter"), "FORWARD")
@@ -27,7 +31,8 @@ def match(text: str | None) -> Interface | None:
     if text is None:
         return None
     name = text.lstrip("!~")
-    return Interface(name.rstrip("+"), name.endswith("+"), text.startswith("!"), text.startswith("~"))
+    signs = text.removesuffix(name)
+    return Interface(name.rstrip("+"), name.endswith("+"), "!" in signs, "~" in signs)
 
 
 def rule(
@@ -37,6 +42,8 @@ def rule(
     port: str | None = None,
     to: str | int | None = None,
     unreadable: bool = False,
+    chain: Chain = CHAIN,
+    **more: Any,
 ) -> Rule:
     spec = Spec(
         in_interface=match(i),
@@ -46,22 +53,27 @@ def rule(
         devices=(to,) if isinstance(to, str) else (),
         device_indexes=(to,) if isinstance(to, int) else (),
         unreadable="matches interfaces by a set" if unreadable else None,
+        **more,
     )
-    return Rule(CHAIN, 1, None, spec)
+    return Rule(chain, 1, None, spec)
 
 
-def judge(subject: Rule, *, alive: frozenset[str] = ALIVE, names: Names = OURS) -> Finding | None:
-    """The verdict where exactly the interfaces ``alive`` exist; both ways to ask have to agree."""
-    policy = Policy(names)
+def judge(subject: Rule, policy: Policy | None = None) -> Finding | None:
+    """The verdict where exactly the interfaces in ``ALIVE`` exist; all ways to ask have to agree."""
+    policy = policy or Policy(OURS)
     asked, indexes = policy.asked([subject])
-    life = Life(asked - alive, {index: DEVICES.get(index, ()) for index in indexes}, LEASED)
+    life = Life(asked - ALIVE, {index: DEVICES.get(index, ()) for index in indexes}, LEASED)
     findings = policy.judge([subject], life)
-    assert policy.orphans([subject], life) == [f.rule for f in findings if f.verdict is Verdict.ORPHAN]
+    orphans = [finding for finding in findings if finding.verdict is Verdict.ORPHAN]
+    assert policy.orphans([subject], life) == [finding.rule for finding in orphans]
+    assert [(f.rule, f.reason, f.live_traffic) for f in policy.found(policy.orphans([subject], life))] == [
+        (f.rule, f.reason, f.live_traffic) for f in orphans
+    ]
     return findings[0] if findings else None
 
 
-def verdict(subject: Rule, names: Names = OURS) -> str | None:
-    finding = judge(subject, names=names)
+def verdict(subject: Rule, policy: Policy | None = None) -> str | None:
+    finding = judge(subject, policy)
     return finding.verdict.value if finding else None
 
 
@@ -243,6 +255,11 @@ def test_verdicts(subject: Rule, expected: str | None) -> None:
         (rule("hmdead", None, "hypeman-nat-ha12"), "ha12", "its comment belongs to ha12, which is protected"),
         (rule("!hm+"), "hm+", "it matches interfaces by wildcard !hm+"),
         (rule("!hmdead"), "hmdead", "it names hmdead only in a negated match, so it still matches live traffic"),
+        (
+            rule("!hmdead", None, "hypeman-nat-hmbee"),
+            "hmdead",
+            "it names hmdead only in a negated match, so it still matches live traffic",
+        ),
         (rule("~hmdead"), "hmdead", "a statement with an effect stands before its match of hmdead"),
         (rule(None, None, "hypeman-nat-hmdead", unreadable=True), "hmdead", "matches interfaces by a set"),
         (rule("hmvpn0"), None, "hmvpn0 is not a name of ours: a prefix and hex digits"),
@@ -254,6 +271,15 @@ def test_a_finding_names_what_decided_it(subject: Rule, bridge: str | None, reas
     finding = judge(subject)
     assert finding
     assert (finding.bridge, finding.reason) == (bridge, reason)
+
+
+def test_the_interface_that_a_comment_belongs_to_counts_where_it_is_no_word_of_its_own() -> None:
+    glued = Policy(Names(["hm"], [], ["net{name}"]))
+    assert [verdict(rule(None, None, text), glued) for text in ("nethm1", "nethm5", "nethmdead")] == [
+        "live",
+        "leased",
+        "orphan",
+    ]
 
 
 def test_a_name_that_was_not_asked_about_may_be_alive() -> None:
@@ -290,11 +316,333 @@ def test_rules_of_ours_are_counted_dead_or_alive() -> None:
 
 
 def test_another_profile_has_other_names_and_forms() -> None:
-    other = Names(["br-"], [], ["docker {name}"])
+    other = Policy(Names(["br-"], [], ["docker {name}"]))
     assert verdict(rule("br-3fa", "eth0"), other) == "orphan"
     assert verdict(rule(None, None, "docker br-3fa"), other) == "orphan"
     assert verdict(rule(None, None, "hypeman-nat-hmdead"), other) is None
     assert verdict(rule("br-3fa", "ha1"), other) == "orphan"
+
+
+# Private and shared chains.
+
+NET = "10.200.1.0/24"
+PRIVATE = CHAIN._replace(name="JOBS")
+POSTROUTING = Chain(CHAIN.table._replace(name="nat"), "POSTROUTING")
+INPUT = CHAIN._replace(name="INPUT")
+FORMS = {
+    "filter/FORWARD": [
+        "-i {name} -j ACCEPT",
+        "-i {name} ! -o {name} -j ACCEPT",
+        "-i {name} -o {other} -j DROP",
+        "-m physdev --physdev-in {name} -j ACCEPT",
+        "-m physdev --physdev-in {name} ! -o {other} -j DROP",
+        "-i {name} -m comment --comment x -j RETURN",
+    ],
+    "nat/POSTROUTING": ["-s {net} ! -o {name} -j MASQUERADE", "-d {net} -i {other} ! -o {name} -j SNAT"],
+}
+CLAIMS = Claims(
+    (chain_pattern("filter/JOB*"), chain_pattern("inet:jobs/*")),
+    tuple((chain_pattern(chain), tuple(map(form_of, forms))) for chain, forms in FORMS.items()),
+)
+WITHOUT_NEGATED = Claims(CLAIMS.private, CLAIMS.forms[:1])
+PORT: dict[str, Any] = {"matches": ("physdev",), "target": "ACCEPT"}
+
+
+@pytest.mark.parametrize(
+    ("subject", "expected"),
+    [
+        # Nobody else writes to a private chain.
+        (rule("hmdead", chain=PRIVATE), "orphan"),
+        (rule("hmdead", chain=PRIVATE, source=NET, matches=("limit",), target="LOG"), "orphan"),
+        (rule("hm1", "hmdead", chain=PRIVATE), "orphan"),
+        (rule("hm1", chain=PRIVATE), "live"),
+        (rule(None, None, "hypeman-nat-hmdead", chain=PRIVATE), "orphan"),
+        (rule(None, "!hmdead", chain=PRIVATE, source=NET), "negated"),
+        (rule(port="hmdead", chain=PRIVATE, **PORT), "foreign"),
+        (rule("hmdead", chain=Chain(Table("nft", Family.INET, "jobs"), "any")), "orphan"),
+        (rule("hmdead", chain=Chain(Table("nft", Family.IPV4, "jobs"), "any")), "foreign"),
+        # In a shared one the whole rule has to have a form.
+        (rule("hmdead", target="ACCEPT"), "orphan"),
+        (rule("hmdead", "!hmdead", target="ACCEPT"), "orphan"),
+        (rule("hmdead", "hm1", target="DROP"), "orphan"),
+        (rule("hm1", "hmdead", target="DROP"), "orphan"),
+        (rule("hmdead", None, "any remark", target="RETURN"), "orphan"),
+        (rule("hm1", target="ACCEPT"), "live"),
+        (rule("hm5", target="ACCEPT"), "leased"),
+        (rule("hmdead", target="DROP"), "foreign"),
+        (rule("hmdead"), "foreign"),
+        (rule("hmdead", "!hm1", target="ACCEPT"), "foreign"),
+        (rule("hmdead", "hmbee", target="ACCEPT"), "foreign"),
+        (rule("hmdead", target="ACCEPT", source=NET), "foreign"),
+        (rule("hmdead", target="ACCEPT", protocol="tcp"), "foreign"),
+        (rule("hmdead", target="ACCEPT", ports=True), "foreign"),
+        (rule("hmdead", target="ACCEPT", matches=("limit",)), "foreign"),
+        (rule("hmdead", target="ACCEPT", matches=("-g",)), "foreign"),
+        (rule("hmdead", None, "any remark", target="ACCEPT"), "foreign"),
+        (rule("hmdead", target="ACCEPT", unreadable=True), "foreign"),
+        (rule("~hmdead", target="ACCEPT"), "foreign"),
+        (rule("hmdead", target="ACCEPT", port="hmbee"), "foreign"),
+        (rule("hmdead", target="ACCEPT", to="eth0"), "foreign"),
+        (rule("hmdead", target="ACCEPT", by_number=(9,)), "foreign"),
+        (rule("eth0", "hmdead", target="ACCEPT"), "foreign"),
+        # A form is of its chain only.
+        (rule("hmdead", target="ACCEPT", chain=INPUT), "foreign"),
+        (rule("hmdead", target="ACCEPT", chain=POSTROUTING), "foreign"),
+        # Life is only ever added by doubt, in rules of others too.
+        (rule("hm1", target="DROP"), "live"),
+        (rule("hmdead", None, "see hm1", target="RETURN"), "live"),
+        (rule("hmdead", None, "see hm5", target="RETURN"), "leased"),
+        # A comment of a form of ours is as good.
+        (rule("hmdead", None, "hypeman-x-hmdead", target="DROP"), "orphan"),
+        (rule("hmdead", None, "hypeman-x-hmdead", target="DROP", chain=INPUT), "orphan"),
+        (rule(None, None, "hypeman-x-hmdead", target="DROP", chain=INPUT), "orphan"),
+        (rule("hmdead", None, "hypeman-x-hm1", target="DROP", chain=INPUT), "live"),
+        (rule(None, None, "on hmdead", chain=INPUT), "foreign"),
+        # What stays whatever has a form.
+        (rule("hmdead", "ha1", target="DROP"), "protected"),
+        (rule("hmdead", None, "hypeman-x-ha1", target="RETURN"), "protected"),
+        (rule("hmdead", "eth+", target="DROP"), "wildcard"),
+        (rule("hm+", target="ACCEPT"), "wildcard"),
+        (rule("hmdead", None, f"{CUT} remark", target="RETURN"), "undecidable"),
+        # Ports of bridges.
+        (rule(port="hmdead", **PORT), "orphan"),
+        (rule(port="hm1", **PORT), "live"),
+        (rule(port="hm5", **PORT), "leased"),
+        (rule(port="!hmdead", **PORT), "foreign"),
+        (rule(port="hmdead", matches=("physdev",), target="DROP"), "foreign"),
+        (rule(port="hmdead", chain=INPUT, **PORT), "foreign"),
+        (rule(None, "!hm1", port="hmdead", matches=("physdev",), target="DROP"), "orphan"),
+        (rule(None, "!hmdead", port="hm1", matches=("physdev",), target="DROP"), "live"),
+        # Negated matches that have a form.
+        (rule(None, "!hmdead", source=NET, target="MASQUERADE", chain=POSTROUTING), "orphan"),
+        (rule("eth0", "!hmdead", destination=NET, target="SNAT", chain=POSTROUTING), "orphan"),
+        (rule("hmbee", "!hmdead", destination=NET, target="SNAT", chain=POSTROUTING), "orphan"),
+        (rule("hm1", "!hmdead", destination=NET, target="SNAT", chain=POSTROUTING), "live"),
+        (rule(None, "!hm1", source=NET, target="MASQUERADE", chain=POSTROUTING), "live"),
+        (rule(None, "!hm5", source=NET, target="MASQUERADE", chain=POSTROUTING), "leased"),
+        (rule(None, "!hmdead", source=NET, target="ACCEPT", chain=POSTROUTING), "negated"),
+        (rule(None, "!hmdead", target="MASQUERADE", chain=POSTROUTING), "negated"),
+        (rule(None, "!hmdead", source=f"!{NET}", target="MASQUERADE", chain=POSTROUTING), "negated"),
+        (rule(None, "!hmdead", "hypeman-nat-hmdead", source=NET, target="MASQUERADE", chain=POSTROUTING), "negated"),
+        (rule(None, "!hmdead", source=NET, target="MASQUERADE"), "negated"),
+        (rule(None, "!ha1", source=NET, target="MASQUERADE", chain=POSTROUTING), "protected"),
+        (rule(None, "!~hmdead", source=NET, target="MASQUERADE", chain=POSTROUTING), "negated"),
+    ],
+)
+@pytest.mark.parametrize("include_negated", [False, True])
+def test_verdicts_where_chains_are_private_or_shared(
+    subject: Rule, expected: str | None, include_negated: bool
+) -> None:
+    """The forms for negated matches are all that goes of these, whatever is asked for."""
+    assert verdict(subject, Policy(OURS, CLAIMS, include_negated=include_negated)) == expected
+
+
+def test_where_nothing_is_claimed_only_comments_tie() -> None:
+    nothing = Policy(OURS, Claims((), ()))
+    assert verdict(rule("hmdead"), nothing) == "foreign"
+    assert verdict(rule("hmdead", None, "hypeman-x-hmdead"), nothing) == "orphan"
+
+
+@pytest.mark.parametrize(
+    ("subject", "bridge", "reason"),
+    [
+        (rule("hmdead", target="ACCEPT"), "hmdead", "it matches an interface that is gone"),
+        (rule(port="hmdead", **PORT), "hmdead", "it matches an interface that is gone"),
+        (
+            rule(None, "!hmdead", source=NET, target="MASQUERADE", chain=POSTROUTING),
+            "hmdead",
+            "it names hmdead only in a negated match, and that is gone: it matched live traffic",
+        ),
+        (
+            rule("hmdead", target="DROP"),
+            "hmdead",
+            "it names hmdead, but it has none of the forms that the profile has for this chain",
+        ),
+        (rule(port="hmdead", chain=INPUT), None, "it names hmdead only as a port of a bridge"),
+    ],
+)
+def test_a_finding_in_a_shared_chain_says_what_it_lacks(subject: Rule, bridge: str | None, reason: str) -> None:
+    finding = judge(subject, Policy(OURS, CLAIMS))
+    assert finding
+    assert (finding.bridge, finding.reason) == (bridge, reason)
+
+
+# Negated matches.
+
+RESTRICTED: list[dict[str, Any]] = [
+    {"source": NET},
+    {"destination": NET},
+    {"ports": True, "protocol": "tcp", "matches": ("tcp",)},
+    {"source": f"!{NET}", "destination": NET},
+]
+BARE: list[dict[str, Any]] = [
+    {},
+    {"source": f"!{NET}"},
+    {"destination": f"!{NET}"},
+    {"protocol": "tcp"},
+    {"matches": ("conntrack",)},
+    {"comments": ("hypeman-nat-hmdead",)},
+]
+
+
+def negated(i: str | None, o: str | None, **more: Any) -> Rule:
+    return rule(i, o, *more.pop("comments", ()), target="DROP", **more)
+
+
+@pytest.mark.parametrize("more", RESTRICTED)
+def test_a_negated_match_goes_where_it_is_asked_for_and_restricts(more: dict[str, Any]) -> None:
+    asked_for = Policy(OURS, include_negated=True)
+    for subject in (negated("!hmdead", None, **more), negated("eth0", "!hmdead", **more)):
+        assert verdict(subject) == "negated"
+        finding = judge(subject, asked_for)
+        assert finding
+        assert (finding.verdict.value, finding.bridge, finding.live_traffic) == ("orphan", "hmdead", "DROP")
+    remarked = negated("!hmdead", None, comments=("hypeman-nat-hmdead",), **more)
+    assert verdict(remarked, asked_for) == "orphan"
+
+
+@pytest.mark.parametrize("more", BARE)
+def test_a_guard_of_an_interface_stays_whatever_is_asked_for(more: dict[str, Any]) -> None:
+    finding = judge(negated("!hmdead", None, **more), Policy(OURS, include_negated=True))
+    assert finding
+    assert (finding.verdict.value, finding.live_traffic) == ("negated", "DROP")
+
+
+@pytest.mark.parametrize(
+    ("subject", "expected"),
+    [
+        (negated("!hm1", None, source=NET), "live"),
+        (negated("!hm5", None, source=NET), "leased"),
+        (negated("!ha1", None, source=NET), "protected"),
+        (negated("!hm+", None, source=NET), "wildcard"),
+        (negated("!hmdead", "eth+", source=NET), "wildcard"),
+        (negated("!hmvpn0", None, source=NET), "foreign"),
+        (negated("!eth0", None, source=NET), None),
+        # All names in negated matches have to be gone.
+        (negated("!hmdead", "!hmbee", source=NET), "orphan"),
+        (negated("!hmdead", "!hm1", source=NET), "live"),
+        (negated("!hm1", "!hmdead", source=NET), "live"),
+        (negated("!hmdead", "!hm5", source=NET), "leased"),
+        # A positive match decides alone.
+        (negated("hm1", "!hmdead", source=NET), "live"),
+        (negated("hm5", "!hmdead", source=NET), "leased"),
+        (negated("hmbee", "!hm1", source=NET), "orphan"),
+        # Doubt is as everywhere.
+        (negated("!hmdead", None, source=NET, unreadable=True), "undecidable"),
+        (negated("!hmdead", None, source=NET, unreadable=True, by_number=(9,)), "undecidable"),
+        (negated("!~hmdead", None, source=NET), "undecidable"),
+        (negated("!~hm1", None, source=NET), "live"),
+        (negated("!hmdead", "!~hmbee", source=NET), "undecidable"),
+        (negated("!hmdead", "~hmbee", source=NET), "undecidable"),
+        (negated("!hmdead", None, source=NET, comments=(f"{CUT} remark",)), "undecidable"),
+        (negated("!hmdead", None, source=NET, comments=("see hm1",)), "live"),
+        (negated("!hmdead", None, source=NET, comments=("see hmbee",)), "orphan"),
+        (negated("!hmdead", None, source=NET, port="hm1"), "live"),
+        (negated("!hmdead", None, source=NET, to="hm1"), "live"),
+        (negated("!hmdead", None, source=NET, to=3), "live"),
+        (negated("!hmdead", None, source=NET, to=9), "orphan"),
+    ],
+)
+def test_verdicts_where_negated_matches_are_asked_for(subject: Rule, expected: str | None) -> None:
+    assert verdict(subject, Policy(OURS, include_negated=True)) == expected
+
+
+def test_negated_matches_that_are_asked_for_go_from_private_chains_only() -> None:
+    policy = Policy(OURS, WITHOUT_NEGATED, include_negated=True)
+    assert verdict(negated("!hmdead", None, source=NET, chain=PRIVATE), policy) == "orphan"
+    assert verdict(negated("!hmdead", None, source=NET), policy) == "negated"
+    # A profile that has forms for such rules means these, and no others.
+    policy = Policy(OURS, CLAIMS, include_negated=True)
+    assert verdict(negated("!hmdead", None, source=NET, chain=PRIVATE), policy) == "negated"
+
+
+def test_only_of_a_rule_that_matched_live_traffic_it_is_told_what_it_did() -> None:
+    for policy in (Policy(OURS), Policy(OURS, include_negated=True), Policy(OURS, CLAIMS)):
+        for subject in (
+            rule("hmdead", target="ACCEPT"),
+            rule("hmdead", "!hmdead", target="ACCEPT"),
+            rule("hm1", "!hmdead", source=NET, target="ACCEPT"),
+            rule("!hm1", source=NET, target="ACCEPT"),
+            rule("!ha1", source=NET, target="ACCEPT"),
+            rule("!~hmdead", source=NET, target="ACCEPT", unreadable=True, chain=INPUT, to="hm1"),
+            rule(None, None, "hypeman-x-hmdead", target="ACCEPT"),
+        ):
+            finding = judge(subject, policy)
+            assert finding
+            assert finding.live_traffic is None
+
+
+# By number, and by set.
+
+
+@pytest.mark.parametrize(
+    ("subject", "verdict", "reason"),
+    [
+        ({"by_number": (3,)}, "undecidable", "matches interface number 3, which is hm1"),
+        ({"by_number": (9,)}, "undecidable", "matches interface number 9, which does not exist"),
+        (
+            {"by_number": (9, 1, 9)},
+            "undecidable",
+            "matches interface number 9, which does not exist and interface number 1, which is lo",
+        ),
+        ({}, "undecidable", "matches interfaces by a set"),
+        (
+            {"by_number": (9,), "comments": ("hypeman-x-hmdead",)},
+            "undecidable",
+            "matches interface number 9, which does not exist",
+        ),
+        ({"comments": ("hypeman-x-hmdead",)}, "undecidable", "matches interfaces by a set"),
+        ({"comments": ("hypeman-x-hm1",)}, "live", "hm1 exists"),
+        # It can match nothing, whatever else it matches.
+        ({"by_number": (3,), "i": "hmdead"}, "orphan", "it matches an interface that is gone"),
+        ({"i": "hmdead"}, "orphan", "it matches an interface that is gone"),
+        ({"by_number": (3,), "i": "hm1"}, "live", "hm1 exists"),
+        ({"by_number": (9,), "i": "ha1"}, "protected", "it names ha1, which is protected"),
+    ],
+)
+def test_a_rule_by_number_or_set_is_shown_with_what_can_be_told(
+    subject: dict[str, Any], verdict: str, reason: str
+) -> None:
+    i, said, numbers = subject.get("i"), subject.get("comments", ()), subject.get("by_number", ())
+    found = judge(rule(i, None, *said, unreadable=True, by_number=numbers, by_set=not numbers))
+    assert found
+    assert (found.verdict.value, found.reason) == (verdict, reason)
+
+
+def test_a_number_that_nobody_asked_about_is_not_known() -> None:
+    (found,) = Policy(OURS).judge([rule(unreadable=True, by_number=(3,))], Life())
+    assert (found.bridge, found.reason) == (None, "matches interface number 3, which is not known")
+
+
+def test_numbers_of_interfaces_are_asked_about_and_are_no_names_of_ours() -> None:
+    rules = [rule(unreadable=True, by_number=(3, 9)), rule(unreadable=True, by_set=True)]
+    assert Policy(OURS).asked(rules) == (frozenset(), frozenset({3, 9}))
+    assert Policy(OURS).owned(rules) == 0
+
+
+def test_rules_of_ours_are_those_with_a_form_where_chains_are_shared() -> None:
+    ours = [
+        rule("hmdead", target="ACCEPT"),
+        rule("hm1", target="ACCEPT"),
+        rule(port="hm1", **PORT),
+        rule("hm1", chain=PRIVATE),
+        rule(None, "!hm1", source=NET, target="MASQUERADE", chain=POSTROUTING),
+        rule(None, None, "hypeman-x-hm1", chain=INPUT),
+    ]
+    others = [rule("hm1", target="DROP"), rule("hm1", target="ACCEPT", chain=INPUT), rule(port="hm1")]
+    policy = Policy(OURS, CLAIMS)
+    assert [policy.owned([each]) for each in (*ours, *others)] == [1] * len(ours) + [0] * len(others)
+    assert policy.owned([*ours, *others]) == len(ours)
+
+
+def test_what_a_spec_ties_depends_on_its_chain() -> None:
+    shared = rule("hmdead")
+    private = shared._replace(chain=PRIVATE)
+    policy = Policy(OURS, CLAIMS)
+    life = Life(gone=frozenset({"hmdead"}))
+    for _ in range(2):
+        assert policy.orphans([shared, private, shared, private], life) == [private, private]
+        policy.forget()
 
 
 # Anything at all.
@@ -317,12 +665,46 @@ specs = st.builds(
     Spec,
     in_interface=matches,
     out_interface=matches,
+    source=st.sampled_from([None, NET, f"!{NET}"]),
+    destination=st.sampled_from([None, None, NET]),
+    protocol=st.sampled_from([None, None, "tcp"]),
+    ports=st.sampled_from([False, False, True]),
+    matches=st.sampled_from([(), (), ("physdev",)]),
+    target=st.sampled_from(["ACCEPT", "DROP", "MASQUERADE"]),
     comments=st.lists(comments, max_size=2).map(tuple),
     physdev=st.lists(matches.filter(bool), max_size=1).map(tuple),
     devices=st.lists(names, max_size=1).map(tuple),
     device_indexes=st.lists(st.integers(1, 3), max_size=1).map(tuple),
+    by_number=st.sampled_from([(), (), (2,)]),
+    by_set=st.sampled_from([False, False, True]),
     unreadable=st.none() | st.just("holds what is not known"),
 )
+
+
+few = st.sampled_from(["hm1", "hm2", "eth0"])
+rarely = st.sampled_from([False] * 7 + [True])
+
+
+@st.composite
+def plain(draw: st.DrawFn) -> Spec:
+    """A rule about few names and with little else, so that it may be an orphan."""
+    i, o = (draw(st.none() | st.builds(Interface, few, st.just(False), st.booleans(), rarely)) for _ in range(2))
+    port = draw(st.none() | st.builds(Interface, few, st.just(False), rarely)) if draw(rarely) or not (i or o) else None
+    return Spec(
+        in_interface=i,
+        out_interface=i._replace(negated=True) if i and draw(rarely) else o,
+        source=draw(st.sampled_from([None, NET, f"!{NET}"])),
+        ports=draw(rarely),
+        matches=("physdev",) if port else (),
+        physdev=(port,) if port else (),
+        target=draw(st.sampled_from(["ACCEPT", "DROP", "MASQUERADE"])),
+        comments=draw(st.sampled_from([(), (), ("see hm1",), ("hypeman-x-hm2",)])),
+        devices=("hm1",) if draw(rarely) else (),
+    )
+
+
+chains = st.sampled_from([CHAIN, PRIVATE, INPUT, POSTROUTING])
+policies = st.sampled_from([None, CLAIMS, WITHOUT_NEGATED, Claims((), ())])
 
 
 def words_of(text: str) -> set[str]:
@@ -333,24 +715,42 @@ def hexadecimal(name: str) -> bool:
     return name.startswith("hm") and len(name) > 2 and set(name[2:]) <= set("0123456789abcdef")
 
 
+def is_private(chain: Chain, claims: Claims | None) -> bool:
+    return claims is None or (claims.private != () and chain == PRIVATE)
+
+
+def has_form(spec: Spec, chain: Chain, claims: Claims | None, *, negated: bool) -> bool:
+    """Whether a rule has a form for its chain in which the name is matched positively, or negated only."""
+    forms = [form for pattern, forms in (claims.forms if claims else ()) if pattern.matches(chain) for form in forms]
+    return any(form.name_in(spec, hexadecimal) for form in forms if form.negated is negated)
+
+
 @settings(max_examples=200)
 @given(
-    st.lists(specs, max_size=6),
-    st.frozensets(names, max_size=6),
-    st.frozensets(names, max_size=3),
+    st.lists(st.tuples(chains, plain() | specs), max_size=6),
+    policies,
+    st.booleans(),
+    st.frozensets(few) | st.frozensets(names, max_size=6),
+    st.just(frozenset()) | st.frozensets(names, max_size=3),
     st.dictionaries(st.integers(1, 3), st.lists(names, max_size=2).map(tuple)),
 )
 def test_nothing_that_is_alive_or_in_doubt_is_an_orphan(
-    specs: list[Spec], alive: frozenset[str], leased: frozenset[str], devices: dict[int, tuple[str, ...]]
+    specs: list[tuple[Chain, Spec]],
+    claims: Claims | None,
+    include_negated: bool,
+    alive: frozenset[str],
+    leased: frozenset[str],
+    devices: dict[int, tuple[str, ...]],
 ) -> None:
-    policy = Policy(OURS)
-    rules = [Rule(CHAIN, number, None, spec) for number, spec in enumerate(specs, 1)]
+    policy = Policy(OURS, claims, include_negated=include_negated)
+    rules = [Rule(chain, number, None, spec) for number, (chain, spec) in enumerate(specs, 1)]
     asked, _ = policy.asked(rules)
     life = Life(asked - alive, devices, dict.fromkeys(leased, "leased"))
     findings = policy.judge(rules, life)
     orphans = [finding.rule for finding in findings if finding.verdict is Verdict.ORPHAN]
     assert policy.orphans(rules, life) == orphans
-    for _, _, _, spec, _ in orphans:
+    living = alive | leased
+    for chain, _, _, spec, _ in orphans:
         matched = [each for each in (spec.in_interface, spec.out_interface) if each]
         everywhere = [*matched, *spec.physdev]
         received = [*spec.devices, *(name for index in spec.device_indexes for name in devices.get(index, ()))]
@@ -359,28 +759,85 @@ def test_nothing_that_is_alive_or_in_doubt_is_an_orphan(
         assert not any(name.startswith("ha") for name in [each.name for each in everywhere] + received)
         assert all(len(each.encode("utf-8", "surrogateescape")) < COMMENT_MAX for each in spec.comments)
         # Whatever else it names is not alive.
-        living = alive | leased
         spoken_of = {each.name for each in spec.physdev} | set(spec.devices)
         spoken_of |= {word for comment in spec.comments for word in words_of(comment)}
         assert not {name for name in spoken_of if hexadecimal(name)} & living
         assert not any(map(hexadecimal, [name for name in received if name not in spec.devices]))
         owned = [each for each in matched if hexadecimal(each.name)]
         gates = [each.name for each in owned if not each.negated and not each.after_effect]
+        formed = [comment for comment in spec.comments if comment.startswith("hypeman-")]
+        owners = [comment for comment in formed if hexadecimal(comment.rpartition("-")[2])]
+        positive = has_form(spec, chain, claims, negated=False)
+        private = is_private(chain, claims)
         if any(not each.negated for each in owned):
             assert set(gates) - living, "every interface that it needs exists"
-        else:
-            assert not owned, "its only match of ours is negated"
+            assert private or owners or positive
+        elif positive:
+            assert spec.physdev, "what has a form matches a name of ours"
+        elif owned:
+            assert not {each.name for each in owned} & living, "a match of a name that lives is live traffic"
+            assert not any(each.after_effect for each in owned)
             assert spec.unreadable is None
-            formed = [comment for comment in spec.comments if comment.startswith("hypeman-")]
-            assert any(hexadecimal(comment.rpartition("-")[2]) for comment in formed)
+            assert spec.ports or any(each and each[0] != "!" for each in (spec.source, spec.destination)), "a guard"
+            general = include_negated and private and claims is not CLAIMS
+            assert general or has_form(spec, chain, claims, negated=True)
+        else:
+            assert spec.unreadable is None
+            assert owners
+
+
+@pytest.mark.parametrize("include_negated", [False, True])
+@pytest.mark.parametrize("claims", [None, CLAIMS, WITHOUT_NEGATED, Claims((), ())])
+def test_what_is_gone_goes_and_nothing_else(claims: Claims | None, include_negated: bool) -> None:
+    policy = Policy(OURS, claims, include_negated=include_negated)
+    interfaces = (None, "hm1", "!hm1", "!hm2", "!eth0")
+    more = [*RESTRICTED[::2], *BARE[:2]]
+    living = ({"hm1"}, {"hm2"}, {"hm1", "hm2"}, set[str]())
+    for i, o, restricting, chain, alive in product(
+        interfaces, interfaces, more, (CHAIN, PRIVATE, INPUT, POSTROUTING), living
+    ):
+        subject = rule(i, o, chain=chain, target="MASQUERADE", **restricting)
+        positive = {each for each in (i, o) if each == "hm1"}
+        negated = {each[1:] for each in (i, o) if each and each.startswith("!hm")}
+        if positive:
+            goes = is_private(chain, claims) and not positive & alive
+        else:
+            asked_for = include_negated and is_private(chain, claims) and claims is not CLAIMS
+            goes = (asked_for and restricting in RESTRICTED) or has_form(subject.spec, chain, claims, negated=True)
+            goes = goes and bool(negated) and not negated & alive
+        life = Life(policy.asked([subject])[0] - alive)
+        assert policy.orphans([subject], life) == [subject] * goes
+        for finding in policy.judge([subject], life):
+            shown = not positive and finding.verdict in (Verdict.ORPHAN, Verdict.NEGATED)
+            assert finding.live_traffic == ("MASQUERADE" if shown else None)
 
 
 @given(specs)
 def test_every_rule_with_a_verdict_holds_a_hint(spec: Spec) -> None:
     """Backends leave out the rules that hold none."""
     finding = judge(Rule(CHAIN, 1, None, spec))
-    if not finding or finding.verdict is Verdict.WILDCARD:
-        return  # wildcards may be shorter than a prefix
+    if not finding or finding.verdict is Verdict.WILDCARD or spec.by_number or spec.by_set:
+        return  # wildcards may be shorter than a prefix; for numbers and sets backends have hints of their own
     told = [*map(str, (spec.in_interface, spec.out_interface, *spec.physdev)), *spec.comments, *spec.devices]
     text = "\n".join(told).encode("utf-8", "surrogateescape")
     assert any(needle in text for needle in OURS.prefilter)
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.sampled_from(["hm", "be-", "br-hm", "a.", "fwd-"]), min_size=1, max_size=3, unique=True),
+    st.sampled_from(["hypeman-{role}-{name}", "{name} {role}", "({name})", "{name}"]),
+    st.text("abehmrfwd-.1", max_size=12),
+)
+def test_the_interface_that_a_comment_belongs_to_keeps_its_rule_while_it_exists(
+    prefixes: list[str], form: str, text: str
+) -> None:
+    """Whatever else is found in the comment, as be-be-1 in hypeman-x-be-be-1."""
+    names = Names(prefixes, [], [form], ["wg-*", "wg-a-*"])
+    for name in (f"{prefixes[0]}1", "wg-a-1"):
+        comment = form.replace("{role}", "x-be").replace("{name}", text + name)
+        if owner := names.owner(comment):
+            subject = rule(None, None, comment)
+            asked, _ = Policy(names).asked([subject])
+            assert owner in asked
+            assert Policy(names).orphans([subject], Life(gone=asked - {owner})) == []

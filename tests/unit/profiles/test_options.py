@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -12,26 +13,60 @@ import pytest
 
 from netsweep import profiles
 from netsweep.errors import UsageError
-from netsweep.profiles.options import LOCK_TIMEOUT, TABLES, WAIT, Options
+from netsweep.model import Chain, Family, Table
+from netsweep.policy.patterns import chain_pattern
+from netsweep.profiles.options import LOCK_TIMEOUT, WAIT, Options
 
 
 def test_what_is_not_given_is_as_the_profile_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", "/var/tmp")
     profile = profiles.load()
-    nothing = dict.fromkeys(("prefix", "protect", "chain", "backend", "lock_file", "lease_file", "journal"))
-    for options in (Options(), Options(**nothing, lock_timeout=None, wait=None)):
+    nothing: dict[str, Any] = dict.fromkeys(set(inspect.signature(Options).parameters) - {"all_chains"})
+    for options in (Options(), Options(**nothing)):
         assert vars(options) == {
+            "profile": profile,
             "prefixes": profile.prefixes,
+            "globs": (),
             "protected": profile.protected,
-            "comments": profile.comments,
             "chains": profile.chains,
+            "chains_given": False,
+            "patterns": tuple(map(chain_pattern, profile.chains)),
+            "family": "all",
+            "include_negated": False,
+            "settle": 0.0,
             "backend": "auto",
             "lock_file": "/var/tmp/hypeman-test-network.lock",
             "lease_file": "/var/tmp/hypeman-test-network-leases.json",
             "lock_timeout": LOCK_TIMEOUT,
             "wait": WAIT,
+            "max_deletes": None,
             "journal": None,
         }
+
+
+def test_what_is_not_given_is_as_another_profile_has_it() -> None:
+    profile = profiles.load("docker")
+    options = Options(profile="docker")
+    assert (options.prefixes, options.globs, options.protected) == ((), profile.names, ())
+    assert (options.chains, options.chains_given) == (profile.chains, False)
+    assert (options.lock_file, options.lease_file, options.settle) == (None, None, profile.settle)
+
+
+def test_what_is_given_replaces_what_the_profile_says_but_for_names() -> None:
+    options = Options(
+        profile="docker",
+        prefix="vm",
+        name=["mybr0", "docker0", "mybr0"],
+        protect="docker_",
+        chain="filter/FORWARD",
+        settle=0,
+        lock_file="/run/x",
+        lease_file="/run/y",
+    )
+    assert (options.prefixes, options.protected, options.chains) == (("vm",), ("docker_",), ("filter/FORWARD",))
+    assert options.globs == (*profiles.load("docker").names, "mybr0")  # docker_gwbridge stays, as it is protected
+    assert (options.settle, options.lock_file, options.lease_file) == (0.0, "/run/x", "/run/y")
+    assert options.chains_given
 
 
 @pytest.mark.parametrize(("value", "directory"), [("/var/tmp", "/var/tmp"), ("", "/tmp"), (None, "/tmp")])
@@ -48,13 +83,30 @@ def test_paths_are_below_tmpdir(monkeypatch: pytest.MonkeyPatch, value: str | No
     ("given", "field", "value"),
     [
         ({"prefix": "vm"}, "prefixes", ("vm",)),
+        ({"name": "virbr[0-9]*"}, "globs", ("virbr[0-9]*",)),
+        ({"name": {"wgcorp": 1}}, "globs", ("wgcorp",)),
+        ({"name": ()}, "globs", ()),
         ({"prefix": ["vm", "hm", "vm"]}, "prefixes", ("vm", "hm")),
         ({"prefix": {"vm": 1}}, "prefixes", ("vm",)),
         ({"protect": ()}, "protected", ()),
         ({"protect": ["ha", "hmdead"]}, "protected", ("ha", "hmdead")),
         ({"chain": "filter/INPUT"}, "chains", ("filter/INPUT",)),
-        ({"chain": ["filter/INPUT", "nat/" + "x" * 28]}, "chains", ("filter/INPUT", "nat/" + "x" * 28)),
-        ({"chain": [f"{table}/A" for table in TABLES]}, "chains", tuple(f"{table}/A" for table in TABLES)),
+        ({"chain": ["filter/INPUT", "nat/" + "x" * 99]}, "chains", ("filter/INPUT", "nat/" + "x" * 99)),
+        ({"chain": ["ip6:raw/*", "libvirt_network/f"]}, "chains", ("ip6:raw/*", "libvirt_network/f")),
+        ({"chain": "filter/INPUT"}, "chains_given", True),
+        ({"all_chains": True}, "chains", ("*/*",)),
+        ({"all_chains": True}, "chains_given", False),
+        ({"all_chains": True, "chain": None}, "patterns", (chain_pattern("*/*"),)),
+        ({"chain": "filter/*", "profile": "docker"}, "chains", ("filter/*",)),
+        ({"family": "ipv6"}, "families", {Family.IPV6, Family.INET}),
+        ({"family": "ipv4"}, "families", {Family.IPV4, Family.INET}),
+        ({}, "families", {Family.IPV4, Family.IPV6, Family.INET}),
+        ({"include_negated": True}, "include_negated", True),
+        ({"settle": 2}, "settle", 2.0),
+        ({"settle": 3600}, "settle", 3600.0),
+        ({"max_deletes": 0}, "max_deletes", 0),
+        ({"max_deletes": 10**9}, "max_deletes", 10**9),
+        ({"profile": "lxc"}, "profile", profiles.load("lxc")),
         ({"wait": 0}, "wait", 0.0),
         ({"lock_timeout": math.inf}, "lock_timeout", math.inf),
         ({"lock_file": PurePosixPath("/run/x")}, "lock_file", "/run/x"),
@@ -67,13 +119,46 @@ def test_values_are_taken(given: dict[str, Any], field: str, value: object) -> N
     assert getattr(Options(**given), field) == value
 
 
-@pytest.mark.parametrize("option", ["prefix", "protect", "chain"])
-def test_an_iterator_is_read_once(option: str) -> None:
-    value = {"prefix": "vm", "protect": "xx", "chain": "filter/INPUT"}[option]
+@pytest.mark.parametrize(
+    ("option", "value", "field"),
+    [
+        ("prefix", "vm", "prefixes"),
+        ("name", "wgcorp", "globs"),
+        ("protect", "xx", "protected"),
+        ("chain", "filter/INPUT", "chains"),
+    ],
+)
+def test_an_iterator_is_read_once(option: str, value: str, field: str) -> None:
     given: dict[str, Any] = {option: iter([value])}
     options = Options(**given)
-    field = {"prefix": "prefixes", "protect": "protected", "chain": "chains"}[option]
     assert [getattr(options, field), getattr(options, field)] == [(value,), (value,)]
+
+
+IPV4, IPV6, INET = (Table("nft", family, "filter") for family in (Family.IPV4, Family.IPV6, Family.INET))
+FORWARDS = [Chain(table, "FORWARD") for table in (IPV4, IPV6, INET)]
+
+
+@pytest.mark.parametrize(
+    ("given", "selected"),
+    [
+        ({}, [0, 1, 2]),
+        ({"family": "ipv4"}, [0, 2]),
+        ({"family": "ipv6"}, [1, 2]),
+        ({"chain": "ip6:filter/*"}, [1]),
+        ({"chain": ["inet:filter/*", "ipv4:*/FORWARD"]}, [0, 2]),
+        ({"all_chains": True}, [0, 1, 2]),
+        ({"all_chains": True, "family": "ipv6"}, [1, 2]),
+        ({"chain": "filter/INPUT"}, []),
+    ],
+)
+def test_chains_are_selected_by_pattern_and_family(given: dict[str, Any], selected: list[int]) -> None:
+    options = Options(**given)
+    assert [chain for chain in FORWARDS if options.selects(chain)] == [FORWARDS[number] for number in selected]
+
+
+@pytest.mark.parametrize("family", [Family.ARP, Family.BRIDGE, Family.NETDEV])
+def test_no_chain_of_another_family_is_selected(family: Family) -> None:
+    assert not Options(all_chains=True).selects(Chain(Table("nft", family, "filter"), "FORWARD"))
 
 
 def test_they_are_frozen() -> None:
@@ -89,12 +174,28 @@ def test_they_are_frozen() -> None:
         ({"prefix": []}, "no prefix given"),
         ({"prefix": ""}, "--prefix '' is not a text"),
         ({"prefix": ["hm", " "]}, "--prefix ' ' is not a text"),
-        ({"prefix": "hm+"}, r"'hm\+' cannot be a prefix"),
+        ({"prefix": "hm+"}, r"prefix 'hm\+' is a pattern.*: give --name 'hm\*'"),
+        ({"prefix": "br-0123456789ab"}, r"looks like a whole name.*: give --name 'br-0123456789ab'"),
+        ({"prefix": "docker_gwbridge"}, r"looks like a whole name.*: give --name 'docker_gwbridge'"),
+        ({"prefix": "mpqemubr0"}, r"looks like a whole name.*: give --name 'mpqemubr0'"),
+        ({"prefix": "br-*"}, r"is a pattern, and hex digits follow a prefix: give --name 'br-\*'"),
+        ({"prefix": "br-[0-9a-f]{12}"}, r"is a pattern, .*: give --name 'br-(\[0-9a-f\]){12}'"),
+        ({"prefix": "br"}, r"owns br0 and br1, .* give a longer one, or --name 'br-\?{12}'"),
+        ({"name": "h*"}, r"name 'h\*' is too wide: at least 2 characters"),
+        ({"name": ["wgcorp", "hm[0"]}, r"'hm\[0' has a bracket that is not closed"),
+        ({"name": "a b"}, "cannot be the name of an interface"),
+        ({"name": "br-01234567890123"}, "is longer than the 15 characters"),
+        ({"name": ""}, "--name '' is not a text"),
+        ({"name": 5}, "--name 5 is not a text"),
+        ({"name": "ha*"}, r"name 'ha\*' is protected by 'ha', so nothing would ever be swept"),
+        ({"profile": "docker", "protect": ["br-", "dock"]}, r"name 'docker0' is protected by 'dock'"),
+        ({"profile": "docker", "protect": "my", "name": "mybr0"}, "name 'mybr0' is protected by 'my'"),
         ({"prefix": "h m"}, "cannot be a prefix"),
         ({"prefix": "a/b"}, "cannot be a prefix"),
         ({"prefix": "hm\n"}, r"'hm\\n' cannot be a prefix"),
         ({"prefix": "\xe9"}, r"'\\xe9' cannot be a prefix"),
-        ({"prefix": "abcdefghijklmno"}, "cannot be a prefix"),
+        ({"prefix": "abcdefghijklmno"}, "looks like a whole name"),
+        ({"prefix": "abcdefghijklmnop"}, "cannot be a prefix"),
         ({"prefix": [b"hm"]}, "--prefix b'hm' is not a text"),
         ({"prefix": 7}, "--prefix 7 is not a text"),
         ({"protect": [""]}, "--protect '' is not a text"),
@@ -104,9 +205,39 @@ def test_they_are_frozen() -> None:
         ({"prefix": ["hm", "ham"]}, "prefix 'ham' is protected by 'ha'"),
         ({"chain": []}, "no chain given"),
         ({"chain": ["FORWARD"]}, "there can be no chain 'FORWARD': give TABLE/CHAIN"),
-        ({"chain": "broute/FORWARD"}, "there can be no chain"),
+        ({"chain": "ip6/filter/FORWARD"}, "there can be no chain 'ip6/filter/FORWARD': a family .* ip6:filter/FORWARD"),
         ({"chain": ["filter/"]}, "there can be no chain"),
-        ({"chain": ["filter/" + "x" * 29]}, "there can be no chain"),
+        ({"chain": "arp:filter/FORWARD"}, "families are ipv4, ipv6 and inet"),
+        ({"chain": "raw/["}, r"'\[' has a bracket that is not closed"),
+        (
+            {"profile": "docker", "chain": "filter/DOCKER-USER"},
+            "profile 'docker' never touches chain 'filter/DOCKER-USER'",
+        ),
+        ({"profile": "docker", "chain": "inet:firewalld/*"}, "profile 'docker' never touches chain 'inet:firewalld"),
+        ({"all_chains": True, "chain": "filter/INPUT"}, "--all-chains means every chain: do not give --chain too"),
+        ({"all_chains": True, "chain": iter(["filter/INPUT"])}, "do not give --chain too"),
+        (
+            {"chain": "ip6:raw/*", "family": "ipv4"},
+            r"chain 'ip6:raw/\*' is not of family ipv4: change --chain or --fam",
+        ),
+        ({"family": "ipx"}, "there is no family 'ipx': give ipv4, ipv6, all"),
+        ({"family": "inet"}, "there is no family 'inet'"),
+        ({"family": ["ipv4"]}, r"there is no family \['ipv4'\]"),
+        ({"family": ""}, "there is no family ''"),
+        ({"settle": -1}, "--settle has to be 0 to 3600 seconds, not -1"),
+        ({"settle": math.inf}, "--settle has to be 0 to 3600 seconds, not inf"),
+        ({"settle": math.nan}, "--settle has to be 0 to 3600 seconds, not nan"),
+        ({"settle": "2"}, "--settle has to be 0 to 3600 seconds, not '2'"),
+        ({"settle": True}, "--settle has to be 0 to 3600 seconds, not True"),
+        ({"max_deletes": -1}, "--max-deletes has to be a number, 0 or more, not -1"),
+        ({"max_deletes": 1.5}, "--max-deletes has to be a number, 0 or more, not 1.5"),
+        ({"max_deletes": True}, "--max-deletes has to be a number, 0 or more, not True"),
+        ({"max_deletes": "7"}, "--max-deletes has to be a number, 0 or more, not '7'"),
+        ({"profile": ""}, "--profile '' is not a path"),
+        ({"profile": 3}, "--profile 3 is not a path"),
+        ({"profile": "nosuch"}, "there is no profile 'nosuch': give hypeman, docker"),
+        ({"profile": "./nosuch.toml"}, "profile './nosuch.toml' cannot be read: No such file or directory"),
+        ({"profile": "a\0/b"}, "--profile .* is not a path"),
         ({"chain": "filter/FORWARD\n"}, "there can be no chain"),
         ({"chain": [("filter", "FORWARD")]}, "--chain .* is not a text"),
         ({"backend": "ebtables"}, "there is no backend 'ebtables': give auto, legacy or nft"),

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from socket import AF_INET, AF_INET6, inet_ntop
+from socket import AF_INET, AF_INET6
 from typing import NamedTuple
 
 from netsweep.firewall import extensions
@@ -32,13 +32,16 @@ _UDATA_COMMENT = 0
 """NFTNL_UDATA_RULE_COMMENT (libnftnl/udata.h)."""
 
 _REG_VERDICT = 0
-_CMP_EQ, _CMP_NEQ = 0, 1
+_CMP_EQ, _CMP_NEQ, _CMP_LTE, _CMP_GTE = 0, 1, 3, 5
 _VERDICTS = {0: "DROP", 1: "ACCEPT", 3: "QUEUE", -1: None, -2: None, -5: "RETURN"}
 """NF_DROP, NF_ACCEPT, NF_QUEUE, NFT_CONTINUE, NFT_BREAK, NFT_RETURN."""
-_JUMPS = (-3, -4)
+_GOTO = -4
+_JUMPS = (-3, _GOTO)
 """NFT_JUMP and NFT_GOTO."""
 
-_META_PROTOCOL, _META_IIFNAME, _META_OIFNAME, _META_NFPROTO = 1, 6, 7, 15
+_META_PROTOCOL, _META_MARK, _META_IIFNAME, _META_OIFNAME, _META_NFPROTO, _META_L4PROTO = 1, 3, 6, 7, 15, 16
+_META_NUMBERS = (4, 5)
+"""NFT_META_IIF and NFT_META_OIF."""
 _META_INTERFACES: Mapping[int, str] = {
     4: "matches interfaces by number",
     5: "matches interfaces by number",
@@ -58,13 +61,23 @@ _META_INTERFACES: Mapping[int, str] = {
 """Keys of ``meta`` that speak of interfaces otherwise than by name: iif, oif, iiftype, oiftype,
 bri_iifname, bri_oifname, iifgroup, oifgroup, iifkind, oifkind, bri_iifpvid, bri_iifvproto, sdif, sdifname."""
 
-_NETWORK_HEADER = 1
-"""NFT_PAYLOAD_NETWORK_HEADER."""
+_NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
+"""NFT_PAYLOAD_NETWORK_HEADER and _TRANSPORT_HEADER."""
 _FIELDS: Mapping[int, Mapping[int, str]] = {
     AF_INET: {12: "source", 16: "destination"},
     AF_INET6: {8: "source", 24: "destination"},
 }
 """Offsets of the addresses in the network header. NFPROTO_IPV4 and _IPV6 are AF_INET and AF_INET6."""
+_PROTOCOL_AT: Mapping[int, int] = {AF_INET: 9, AF_INET6: 6}
+"""Offset of the protocol (the next header) in the network header."""
+_PORTS_AT = ((0, 2), (2, 2), (0, 4))
+"""Offset and length of the source's port, the destination's, and both, in the transport header."""
+_ALL_PORTS = ((_CMP_LTE, b"\xff\xff"), (_CMP_GTE, b"\0\0"))
+"""Comparisons that hold for every port."""
+_FLAGS_AT = (13, 1)
+"""Offset and length of the flags in TCP's header."""
+_FRAGMENT = (6, b"\x1f\xff")
+"""Offset and mask of the fragment's offset in the header of IPv4: 0 in a packet's first fragment."""
 _ADDRESS_SIZE: Mapping[int, int] = {AF_INET: 4, AF_INET6: 16}
 _PROTOCOLS = {
     bytes([AF_INET]): AF_INET,
@@ -73,6 +86,20 @@ _PROTOCOLS = {
     b"\x86\xdd": AF_INET6,
 }
 """Values of ``meta nfproto`` and ``meta protocol`` (ETH_P_IP, ETH_P_IPV6)."""
+
+MATCHES_BY_NUMBER = tuple(struct.pack("=HH", 8, 2) + struct.pack(">I", key) for key in _META_NUMBERS)
+"""What the expressions that match interfaces by number hold: NFTA_META_KEY (nft_meta_get_dump)."""
+
+LOOKS_UP = b"lookup\0"
+"""What the expression that uses a set or a map holds: its name."""
+
+_PLAIN = frozenset(
+    {b"meta", b"payload", b"cmp", b"range", b"bitwise", b"byteorder", b"immediate", b"counter", b"match", b"target"}
+)
+"""Expressions that say nothing but what fields of a Spec hold."""
+
+_MATCHES: Mapping[bytes, str] = {b"ct": "conntrack", b"fib": "addrtype", b"limit": "limit", b"connlimit": "connlimit"}
+"""What iptables calls what these match; others go by their own names."""
 
 _FIB_RESULT, _FIB_FLAGS = 2, 3
 _FIB_INTERFACES = (1, 2)
@@ -85,6 +112,10 @@ _LOGGING = ("LOG", "NFLOG")
 _ANONYMOUS = re.compile(rb"__(set|map)[0-9]+\0")
 """Names that nft gives to sets and maps without one."""
 
+BOUND_CHAIN = re.compile(r"__chain[0-9]+")
+"""Names that the kernel gives to chains that go with a rule (nf_tables_addchain)."""
+
+_BLOCK = "holds a block of rules, which is not read"
 _BY_SET = "matches interfaces by a set"
 _BY_OPERATION = "does with an interface's name what cannot be read"
 _BY_ROUTE = "matches interfaces by a route"
@@ -265,6 +296,24 @@ class _Protocol(NamedTuple):
     """In a register: whether the packet is IPv4 or IPv6."""
 
 
+class _Number(NamedTuple):
+    """In a register: the number of the packet's interface."""
+
+
+class _L4Protocol(NamedTuple):
+    """In a register: the packet's protocol, as ``-p`` matches it."""
+
+
+class _Ports(NamedTuple):
+    """In a register: a port of the packet, or both. ``destination``: that of the destination alone."""
+
+    destination: bool
+
+
+class _Flags(NamedTuple):
+    """In a register: flags of the packet where it is TCP."""
+
+
 class _Constant(NamedTuple):
     """In a register: what the rule put there."""
 
@@ -279,10 +328,13 @@ class _Field(NamedTuple):
 
 
 class _Masked(NamedTuple):
-    """To put into a register: what is in the register ``source``, under a mask."""
+    """To put into a register: what is in the register ``source``, under a mask; under none, something made of it."""
 
     source: int
     mask: bytes
+
+
+_Held = _Name | _Protocol | _Number | _L4Protocol | _Ports | _Flags | _Constant | _Field
 
 
 @dataclass(slots=True)
@@ -290,15 +342,18 @@ class _Step:
     """What one expression does. ``reads`` and ``fills`` are registers, and units of four bytes.
 
     ``how``: why the rule cannot be read where ``reads`` holds an interface's name. ``device`` is the
-    register with the number of an interface that packets are sent to.
+    register with the number of an interface that packets are sent to. ``match`` is the name of what it
+    matches or does that no other field of a Spec holds.
     """
 
     effect: bool = False
     reads: tuple[tuple[int, int], ...] = ()
     how: str = _BY_OPERATION
     fills: tuple[int, int] | None = None
-    holds: _Name | _Protocol | _Constant | _Field | _Masked | None = None
+    holds: _Held | _Masked | None = None
     compare: tuple[int, int, bytes] | None = None
+    within: tuple[int, bool] | None = None
+    match: str | None = None
     target: str | None = None
     says: Extension | None = None
     device: int | None = None
@@ -310,9 +365,14 @@ class _Reading:
 
     def __init__(self, family: int) -> None:
         self._family = family
-        self._registers: dict[int, tuple[int, _Name | _Protocol | _Constant | _Field]] = {}
+        self._registers: dict[int, tuple[int, _Held]] = {}
         self._interfaces: dict[int, Interface] = {}
         self._networks: dict[str, str] = {}
+        self._protocol: str | None = None
+        self._ports = False
+        self._matches: set[str] = set()
+        self._numbers: list[int] = []
+        self._by_set = False
         self._target: str | None = None
         self._comments: dict[str, None] = {}
         self._physdev: list[Interface] = []
@@ -328,12 +388,18 @@ class _Reading:
             self._read(register, units, step.how)
         if step.compare:
             self._compare(*step.compare)
+        if step.within:
+            self._match_ports(*step.within)
+        if step.match:
+            self._matches.add(step.match)
         if step.fills:
             self._fill(*step.fills, step.holds)
         if step.device is not None:
             self._send_to(step.device)
         if step.says:
-            self._say(step.says)
+            self._say(step.says, step.match)
+        if step.target and self._target:
+            self._matches.add(f"and {step.target}")
         if step.target and not (self._target and step.target in _LOGGING):
             self._target = step.target
         self._effect = self._effect or step.effect
@@ -374,21 +440,29 @@ class _Reading:
             out_interface=self._interfaces.get(_META_OIFNAME),
             source=self._networks.get("source"),
             destination=self._networks.get("destination"),
+            protocol=self._protocol,
+            ports=self._ports,
+            matches=tuple(sorted(self._matches)),
             target=self._target,
             comments=tuple(self._comments),
             physdev=tuple(self._physdev),
             devices=tuple(self._devices),
             device_indexes=tuple(self._device_indexes),
+            by_number=tuple(self._numbers),
+            by_set=self._by_set,
             unreadable=self._unreadable,
         )
 
     def _doubt(self, reason: str) -> None:
         self._unreadable = self._unreadable or reason
 
-    def _say(self, extension: Extension) -> None:
+    def _say(self, extension: Extension, name: str | None) -> None:
         self._comments.update(dict.fromkeys(extension.comments))
         self._physdev += extension.physdev
         self._devices += extension.devices
+        self._ports = self._ports or extension.ports
+        if extension.more:
+            self._matches.add(f"more of {name}")
         if extension.unreadable:
             self._doubt(extension.unreadable)
 
@@ -400,10 +474,12 @@ class _Reading:
 
     def _read(self, register: int, units: int, how: str) -> None:
         for start in self._overlapping(register, units):
-            if isinstance(self._registers[start][1], _Name):
+            held = self._registers[start][1]
+            if isinstance(held, (_Name, _Number)):
+                self._by_set = self._by_set or how == _BY_SET
                 self._doubt(how)
 
-    def _fill(self, register: int, units: int, holds: _Name | _Protocol | _Constant | _Field | _Masked | None) -> None:
+    def _fill(self, register: int, units: int, holds: _Held | _Masked | None) -> None:
         if isinstance(holds, _Masked):
             holds = self._masked(holds)
         self._registers.pop(register, None)
@@ -414,10 +490,14 @@ class _Reading:
         if holds is not None:
             self._registers[register] = units, holds
 
-    def _masked(self, masked: _Masked) -> _Field | None:
+    def _masked(self, masked: _Masked) -> _Field | _Flags | None:
         _, held = self._registers.get(masked.source, (0, None))
+        if isinstance(held, _Flags):
+            return held
         if isinstance(held, _Field) and len(held.mask) == len(masked.mask):
-            return _Field(held.offset, masked.mask)
+            return _Field(held.offset, bytes(a & b for a, b in zip(held.mask, masked.mask, strict=True)))
+        if isinstance(held, (_Field, _Ports, _Protocol, _L4Protocol)):
+            self._matches.add("bitwise")
         return None
 
     def _compare(self, register: int, operator: int, data: bytes) -> None:
@@ -425,11 +505,25 @@ class _Reading:
         if isinstance(held, _Name):
             self._match_interface(held.key, _read_name(data, operator, after_effect=self._effect))
             return
+        if isinstance(held, _Number) and operator == _CMP_EQ and len(data) == _UNIT:
+            self._numbers.append(struct.unpack("=I", data)[0])
+            return
         self._read(register, _units(len(data)), _BY_OPERATION)
-        if isinstance(held, _Protocol) and operator == _CMP_EQ and self._family not in _FIELDS:
-            self._family = _PROTOCOLS.get(data, self._family)
-        if isinstance(held, _Field) and operator in (_CMP_EQ, _CMP_NEQ):
-            self._match_address(held, data, operator == _CMP_NEQ)
+        if isinstance(held, _Field):
+            self._match_field(held, operator, data)
+        elif isinstance(held, _L4Protocol):
+            self._match_protocol(operator, data)
+        elif isinstance(held, _Ports):
+            positive = operator != _CMP_NEQ and (operator, data) not in _ALL_PORTS
+            self._match_ports(register, positive, one=held.destination and operator == _CMP_EQ)
+        elif isinstance(held, _Flags):
+            self._matches.update(("tcp", "more of tcp") if self._protocol == "tcp" else ("payload",))
+        elif isinstance(held, _Protocol):
+            family = _PROTOCOLS.get(data)
+            if operator != _CMP_EQ or not family or (self._family in _FIELDS and self._family != family):
+                self._matches.add("meta")
+            else:
+                self._family = family
 
     def _match_interface(self, key: int, interface: Interface | None) -> None:
         if interface is None:
@@ -439,10 +533,35 @@ class _Reading:
         else:
             self._interfaces[key] = interface
 
-    def _match_address(self, field: _Field, data: bytes, negated: bool) -> None:
-        where = _FIELDS.get(self._family, {}).get(field.offset)
-        if where and len(data) == len(field.mask) <= _ADDRESS_SIZE[self._family]:
-            self._networks[where] = _network(self._family, data, field.mask, negated)
+    def _match_ports(self, register: int, positive: bool, *, one: bool = False) -> None:
+        """Note a match of ports; ``one``: of one port of the destination."""
+        _, held = self._registers.get(register, (0, None))
+        if isinstance(held, _Ports):
+            name = self._protocol or "ports"
+            self._ports = self._ports or positive
+            self._matches.update((name,) if one else (name, f"more of {name}"))
+        else:
+            self._matches.add("payload" if isinstance(held, _Field) else "range")
+
+    def _match_protocol(self, operator: int, data: bytes) -> None:
+        tells = operator in (_CMP_EQ, _CMP_NEQ) and len(data) == 1
+        protocol = extensions.protocol(data[0], operator == _CMP_NEQ) if tells else None
+        self._protocol = self._protocol or protocol
+        if protocol is None or protocol != self._protocol:
+            self._matches.add("protocol")
+
+    def _match_field(self, field: _Field, operator: int, data: bytes) -> None:
+        if field == (_PROTOCOL_AT.get(self._family), b"\xff"):
+            self._match_protocol(operator, data)
+            return
+        where, size = _FIELDS.get(self._family, {}).get(field.offset), _ADDRESS_SIZE.get(self._family, 0)
+        if where and any(field.mask) and operator in (_CMP_EQ, _CMP_NEQ) and len(data) == len(field.mask) <= size:
+            address, mask = data.ljust(size, b"\0"), field.mask.ljust(size, b"\0")
+            network = extensions.network(address, mask, negated=operator == _CMP_NEQ)
+            if self._networks.setdefault(where, network) == network:
+                return
+        is_fragment = self._family == AF_INET and field == _FRAGMENT and (operator, data) == (_CMP_NEQ, b"\0\0")
+        self._matches.add("-f" if is_fragment else "payload")
 
     def _send_to(self, register: int) -> None:
         _, held = self._registers.get(register, (0, None))
@@ -457,8 +576,10 @@ def _read_expression(expression: bytes) -> _Step:
     name, data = split_expression(expression)
     form = EXPRESSIONS.get(name)
     if form is None:
-        return _Step(effect=True, unreadable=_not_free(name))
+        return _Step(effect=True, match=name.decode("utf-8", "replace"), unreadable=_not_free(name))
     step = _follow(name, form, data)
+    if name not in _PLAIN and not step.target:
+        step.match = _MATCHES.get(name) or name.decode("utf-8", "replace")
     refine = _REFINEMENTS.get(name)
     if refine:
         refine(step, data)
@@ -480,30 +601,53 @@ def _follow(name: bytes, form: Form, data: dict[int, bytes]) -> _Step:
 
 def _refine_meta(step: _Step, data: dict[int, bytes]) -> None:
     key = number(data, 2)
-    if key in _META_INTERFACES:
+    if not step.fills:
+        step.match = "meta"
+    elif key in _META_INTERFACES:
+        step.match = "meta"
         step.unreadable = _META_INTERFACES[key]
+        step.holds = _Number() if key in _META_NUMBERS else None
     elif key in (_META_IIFNAME, _META_OIFNAME):
         step.holds = _Name(key)
     elif key in (_META_PROTOCOL, _META_NFPROTO):
         step.holds = _Protocol()
+    elif key == _META_L4PROTO:
+        step.holds = _L4Protocol()
+    else:
+        step.match = "mark" if key == _META_MARK else "meta"
 
 
 def _refine_payload(step: _Step, data: dict[int, bytes]) -> None:
+    step.match = "payload"
     if step.fills:
-        offset, length = number(data, 3), number(data, 4)
+        base, offset, length = number(data, 2), number(data, 3), number(data, 4)
         step.fills = step.fills[0], _units(length)
-        if number(data, 2) == _NETWORK_HEADER and 0 < length <= _ADDRESS_SIZE[AF_INET6]:
-            step.holds = _Field(offset, b"\xff" * length)
+        if base == _NETWORK_HEADER and 0 < length <= _ADDRESS_SIZE[AF_INET6]:
+            step.holds, step.match = _Field(offset, b"\xff" * length), None
+        elif base == _TRANSPORT_HEADER and (offset, length) in _PORTS_AT:
+            step.holds, step.match = _Ports(offset == 2), None
+        elif base == _TRANSPORT_HEADER and (offset, length) == _FLAGS_AT:
+            step.holds, step.match = _Flags(), None
 
 
 def _refine_bitwise(step: _Step, data: dict[int, bytes]) -> None:
-    # The operations with a second source have no mask.
-    if 4 in data:
-        step.holds = _Masked(_register(data, 1), value(data, 4))
+    # Other operations than masking (NFT_BITWISE_MASK_XOR without bits to change) leave nothing that can be told.
+    masks = number(data, 6) == 0 and not any(value(data, 5))
+    step.holds = _Masked(_register(data, 1), value(data, 4) if masks else b"")
+
+
+def _refine_byteorder(step: _Step, data: dict[int, bytes]) -> None:
+    step.holds = _Masked(_register(data, 1), b"")
 
 
 def _refine_cmp(step: _Step, data: dict[int, bytes]) -> None:
     step.compare = _register(data, 1), number(data, 2), value(data, 3)
+
+
+def _refine_range(step: _Step, data: dict[int, bytes]) -> None:
+    # NFT_RANGE_EQ is 0.
+    whole = (value(data, 3), value(data, 4)) == (b"\0\0", b"\xff\xff")
+    step.within = _register(data, 1), number(data, 2) == 0 and not whole
 
 
 def _refine_immediate(step: _Step, data: dict[int, bytes]) -> None:
@@ -515,6 +659,9 @@ def _refine_immediate(step: _Step, data: dict[int, bytes]) -> None:
     code = number(verdict, _VERDICT_CODE, signed=True)
     if code in _JUMPS:
         step.target = jump(data)
+        step.match = "-g" if code == _GOTO else None
+        if step.target and BOUND_CHAIN.fullmatch(step.target):
+            step.unreadable = _BLOCK
     elif _VERDICT_CODE in verdict and code in _VERDICTS:
         step.target = _VERDICTS[code]
     else:
@@ -543,7 +690,9 @@ def _refine_fib(step: _Step, data: dict[int, bytes]) -> None:
 
 
 def _refine_match(step: _Step, data: dict[int, bytes]) -> None:
-    step.says = extensions.read_match(extensions.text(data.get(1, b"")), number(data, 2), data.get(3, b""))
+    name = extensions.text(data.get(1, b""))
+    step.says = extensions.read_match(name, number(data, 2), data.get(3, b""))
+    step.match = None if name == "comment" else name
     step.effect = step.says.effect
 
 
@@ -564,6 +713,7 @@ def _refine_fwd(step: _Step, data: dict[int, bytes]) -> None:
 
 def _refine_nat(step: _Step, data: dict[int, bytes]) -> None:
     step.target = {0: "SNAT", 1: "DNAT"}.get(number(data, 1))
+    step.match = None
 
 
 def _refine_log(step: _Step, data: dict[int, bytes]) -> None:
@@ -575,7 +725,9 @@ _REFINEMENTS: Mapping[bytes, Callable[[_Step, dict[int, bytes]], None]] = {
     b"meta": _refine_meta,
     b"payload": _refine_payload,
     b"bitwise": _refine_bitwise,
+    b"byteorder": _refine_byteorder,
     b"cmp": _refine_cmp,
+    b"range": _refine_range,
     b"immediate": _refine_immediate,
     b"lookup": _refine_lookup,
     b"dynset": _refine_set_user,
@@ -597,16 +749,6 @@ def _read_name(data: bytes, operator: int, *, after_effect: bool) -> Interface |
     if operator not in (_CMP_EQ, _CMP_NEQ) or not name or padding.strip(b"\0") or len(data) > _NAME_UNITS * _UNIT:
         return None
     return Interface(name.decode("utf-8", "surrogateescape"), not nul, operator == _CMP_NEQ, after_effect)
-
-
-def _network(family: int, data: bytes, mask: bytes, negated: bool) -> str:
-    size = _ADDRESS_SIZE[family]
-    mask = mask.ljust(size, b"\0")
-    bits = int.from_bytes(mask, "big")
-    length = bits.bit_count()
-    contiguous = bits == (1 << length) - 1 << 8 * size - length
-    suffix = str(length) if contiguous else inet_ntop(family, mask)
-    return f"{'!' if negated else ''}{inet_ntop(family, data.ljust(size, bytes(1)))}/{suffix}"
 
 
 def _not_free(name: bytes) -> str:

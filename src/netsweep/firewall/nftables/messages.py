@@ -30,7 +30,10 @@ TABLE_NAME, TABLE_FLAGS, TABLE_HANDLE, TABLE_OWNER = 1, 2, 4, 7
 TABLE_OWNED = 0x2
 """NFT_TABLE_F_OWNER: only the process that made the table may change it."""
 
-CHAIN_TABLE, CHAIN_NAME = 1, 3
+CHAIN_TABLE, CHAIN_NAME, CHAIN_FLAGS = 1, 3, 10
+CHAIN_BOUND = 0x4
+"""NFT_CHAIN_BINDING: the chain belongs to the rule that jumps to it, and cannot be changed."""
+
 RULE_TABLE, RULE_CHAIN, RULE_HANDLE, RULE_EXPRESSIONS, RULE_POSITION = 1, 2, 3, 4, 6
 TYPE_MASK = 0x3FFF
 """NLA_TYPE_MASK (linux/netlink.h): an attribute's type without its flags."""

@@ -24,7 +24,7 @@ from netsweep.errors import ContentionError, NetsweepError, NoBackendError, NotP
 from netsweep.firewall import Addition, Scan, Standing, Transaction
 from netsweep.firewall.extensions import text
 from netsweep.firewall.nftables import messages as nft
-from netsweep.firewall.nftables.codec import read_rule, spec_of
+from netsweep.firewall.nftables.codec import LOOKS_UP, MATCHES_BY_NUMBER, read_rule, spec_of
 from netsweep.firewall.nftables.commits import Changed, Commits, TooLateError, is_among
 from netsweep.firewall.nftables.modules import kernel_has_nf_tables
 from netsweep.host import netlink
@@ -53,7 +53,8 @@ class NftablesBackend:
 
     def __init__(self, prefilter: Sequence[bytes], *, undo: bool = False, writes: bool = False) -> None:
         self.batch = BATCH_MAX
-        self._prefilter = tuple(prefilter)
+        # Who only looks is shown rules that match interfaces otherwise than by name, too.
+        self._prefilter = (*prefilter, *(() if writes or not prefilter else (*MATCHES_BY_NUMBER, LOOKS_UP)))
         self._undo = undo
         self._writes = writes
         self._socket: socket.socket | None = None
@@ -91,18 +92,34 @@ class NftablesBackend:
             self._owners[table] = int.from_bytes(found.get(nft.TABLE_OWNER, b""), "big")
         return table
 
-    def read(self, chains: Collection[Chain], limit: int | None = None) -> Scan:
-        if self._writes and chains:
+    def read(self, tables: Collection[Table], wanted: Callable[[Chain], bool], limit: int | None = None) -> Scan:
+        scan = Scan(chains=list(filter(wanted, self._chains(tables))))
+        if self._writes and scan.chains:
             self._following()
-        scan = Scan()
-        for chain in chains:
+        for chain in scan.chains:
             read = self._read(chain, scan.rules, limit)
-            scan.scanned[chain.table] += read.rules
+            scan.scanned[chain] += read.rules
             scan.complete = scan.complete and read.complete
             scan.more = scan.more or read.rules == limit
-            if read.rules or self._exists(chain):
-                scan.chains.append(chain)
         return scan
+
+    def _chains(self, tables: Collection[Table]) -> list[Chain]:
+        if not tables:
+            return []
+        # One answer for all tables: hosts have few that are not asked for.
+        question = nft.request(nft.GETCHAIN, NLM_F_REQUEST | NLM_F_DUMP)
+        for _ in range(_ATTEMPTS):
+            chains = []
+            with suppress(netlink.InterruptedDumpError):
+                for buffer, offset, end in netlink.dump(self._open(), question, "reading nf_tables"):
+                    found = dict(netlink.attributes(buffer, offset + nft.HEADER_SIZE, end))
+                    family = nft.FAMILIES.get(buffer[offset + netlink.HEADER.size], Family.NETDEV)
+                    table = Table(self.name, family, text(found.get(nft.CHAIN_TABLE, b"")))
+                    bound = int.from_bytes(found.get(nft.CHAIN_FLAGS, b""), "big") & nft.CHAIN_BOUND
+                    if table in tables and not bound:
+                        chains.append(Chain(table, text(found.get(nft.CHAIN_NAME, b""))))
+                return chains
+        raise ContentionError("the chains of nf_tables changed while they were read")
 
     def locked(self, times: LockTimes, timeout: float) -> AbstractContextManager[None]:
         # The generation keeps other writers away.
@@ -175,7 +192,7 @@ class NftablesBackend:
         dump = _Dump(self._open(), chain)
         position, seen = 0, set[int]()
         for position, (handle, content, message) in enumerate(dump, 1):
-            if any(needle in content for needle in self._prefilter) and handle not in seen:
+            if any(map(content.__contains__, self._prefilter)) and handle not in seen:
                 seen.add(handle)
                 undo = undo_of(message) if undo_of else None
                 if undo:
@@ -408,8 +425,8 @@ class _Transaction:
         give_up = time.monotonic() + _RETRY_FOR
         while True:
             self._commits.follow()
-            if self._commits.losses > self._losses or not self._commits.changed.isdisjoint(self._needed):
-                raise ContentionError(f"rules of {self._table} changed meanwhile")
+            if self._is_stale():
+                raise self._changed()
             confirm()  # behind this the generation stays: rules that come with a bridge make another one
             try:
                 made = self._send(prepared, commit=True)
@@ -420,6 +437,13 @@ class _Transaction:
                     raise
         self._backend.committed(made, self._filled, self._deleted)
         self._clear()
+
+    def _is_stale(self) -> bool:
+        """Whether something that is needed was touched since, by what was followed."""
+        return self._commits.losses > self._losses or not self._commits.changed.isdisjoint(self._needed)
+
+    def _changed(self) -> ContentionError:
+        return ContentionError(f"rules of {self._table} changed meanwhile")
 
     def _clear(self) -> None:
         self._messages.clear()
@@ -436,6 +460,9 @@ class _Transaction:
                 # Their chain was renamed; the kernel's message has only the new name.
                 self._backend.suspect(self._needed)
                 raise
+            if self._is_stale():
+                # Nothing ties a check to a generation.
+                raise self._changed() from error
             raise NetsweepError(f"{doing}: something that the rules refer to has gone") from error
         except NotPermittedError as error:
             raise TableError(f"{error} (or another process owns the table)") from error

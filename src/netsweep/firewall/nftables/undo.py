@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import struct
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
 from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
 
 from netsweep.firewall import extensions
-from netsweep.firewall.nftables.codec import jump, number, read_rule, split_expression, value
+from netsweep.firewall.nftables.codec import BOUND_CHAIN, jump, number, read_rule, split_expression, value
 from netsweep.host import netlink
 from netsweep.model import Undo
 
@@ -34,14 +33,13 @@ _SETS: Mapping[bytes, int] = {b"lookup": 1, b"dynset": 1, b"objref": 4}
 """The attribute with the name of a set: NFTA_LOOKUP_SET, NFTA_DYNSET_SET_NAME, NFTA_OBJREF_SET_NAME."""
 
 _DYNSET_TIMEOUT = 6
-
-_BOUND_CHAIN = re.compile(r"__chain[0-9]+")
-"""Names that the kernel gives to chains that go with a rule (nf_tables_addchain)."""
+_EXTHDR_DREG, _EXTHDR_OFFSET, _EXTHDR_LEN, _EXTHDR_FLAGS, _EXTHDR_SREG = 1, 3, 4, 5, 7
+_OSF_FLAGS = 3
 
 _L4PROTO_KEY = 16
 """NFT_META_L4PROTO."""
-_IP_PROTOCOL = (1, 9, 1)
-"""Base (network header), offset and length of the IPv4 header's protocol."""
+_IP_PROTOCOLS = ((1, 9, 1), (1, 6, 1))
+"""Base (network header), offset and length of the protocol in the headers of IPv4 and IPv6."""
 
 
 def undo_of(message: bytes, lasting: Container[str] = ()) -> Undo:
@@ -65,7 +63,7 @@ def undo_of(message: bytes, lasting: Container[str] = ()) -> Undo:
             lost = lost or f"uses the set {ascii(part.set)[1:-1]}, which goes with the rule"
         if part.chain is not None:
             to = part.chain
-            if _BOUND_CHAIN.fullmatch(to):
+            if BOUND_CHAIN.fullmatch(to):
                 lost = lost or f"jumps to the chain {to}, which goes with the rule"
         if part.numbers is None:
             lost = lost or "uses ipset in a way that is not known"
@@ -137,14 +135,23 @@ def _read_part(expression: bytes) -> _Part:
 
 def _reset(expression: bytes, name: bytes, data: Mapping[int, bytes]) -> bytes:
     """The expression as the kernel takes it, as if it had counted nothing."""
-    left_out = _COUNTS.get(name)
-    if name == b"dynset" and not number(data, _DYNSET_TIMEOUT):
-        # The kernel shows a timeout of 0 where there is none, and takes it only for sets that have timeouts.
-        left_out = frozenset({_DYNSET_TIMEOUT})
-    if left_out is None:
+    left_out = _COUNTS.get(name) or _not_taken(name, data)
+    if not left_out:
         return expression
     kept = b"".join(netlink.attribute(kind, each) for kind, each in data.items() if kind not in left_out)
     return netlink.attribute(1, name + b"\0") + netlink.attribute(2 | _NESTED, kept)
+
+
+def _not_taken(name: bytes, data: Mapping[int, bytes]) -> Collection[int]:
+    """The attributes that the kernel shows where they mean nothing, and does not take there."""
+    if name == b"dynset" and not number(data, _DYNSET_TIMEOUT):
+        return (_DYNSET_TIMEOUT,)  # it is for sets that have timeouts
+    if name == b"exthdr" and _EXTHDR_DREG not in data:
+        # What changes an option has no flags, and what takes one away has no part of it (nft_exthdr_tcp_strip_init).
+        return (_EXTHDR_FLAGS,) if _EXTHDR_SREG in data else (_EXTHDR_OFFSET, _EXTHDR_LEN, _EXTHDR_FLAGS)
+    if name == b"osf" and not number(data, _OSF_FLAGS):
+        return (_OSF_FLAGS,)
+    return ()
 
 
 def _set_name(name: bytes, data: Mapping[int, bytes]) -> str | None:
@@ -160,7 +167,7 @@ def _set_numbers(name: bytes, data: Mapping[int, bytes]) -> tuple[int, ...] | No
 def _loads_protocol(name: bytes, data: Mapping[int, bytes]) -> bool:
     if name == b"meta":
         return number(data, 2) == _L4PROTO_KEY
-    return name == b"payload" and (number(data, 2), number(data, 3), number(data, 4)) == _IP_PROTOCOL
+    return name == b"payload" and (number(data, 2), number(data, 3), number(data, 4)) in _IP_PROTOCOLS
 
 
 def _compat(cmp: Mapping[int, bytes]) -> bytes:

@@ -1,7 +1,7 @@
 """libiptc through python-iptables, with handles and entries as plain addresses.
 
-``iptc.ip4tc.iptc`` maps libiptc call by call. Its ``Table`` class is left out: it caches tables for the
-whole process and commits when it is garbage-collected.
+``iptc.ip4tc.iptc`` and ``iptc.ip6tc.ip6tc`` map libiptc call by call. Their ``Table`` classes are left out:
+they cache tables for the whole process and commit when they are garbage-collected.
 """
 
 from __future__ import annotations
@@ -21,12 +21,17 @@ from functools import cache
 from typing import Any
 
 from netsweep.errors import ContentionError, NetsweepError, NoBackendError, NotPermittedError
+from netsweep.model import Family
 
 _SONAMES = {
     "ip4tc": ("libip4tc.so.2", "libip4tc.so.0"),
+    "ip6tc": ("libip6tc.so.2", "libip6tc.so.0"),
     "xtables": ("libxtables.so.12", "libxtables.so.11", "libxtables.so.10"),
 }
 """What iptables 1.6 (2016) and later install, newest first."""
+
+_CALLS = {Family.IPV4: ("ip4tc", "iptc"), Family.IPV6: ("ip6tc", "ip6tc")}
+"""Module and class of python-iptables with the calls for each family; the module is called as its library."""
 
 _SHORTAGES = ("annot allocate memory", "failed to map segment", "Too many open files")
 """What the dynamic linker says where a library is there and something else is wanting (glibc, elf/dl-load.c)."""
@@ -108,12 +113,12 @@ class Library:
 
 
 @cache
-def libiptc() -> Library:
-    """The library, loaded when it is first needed; raises :class:`NoBackendError`."""
-    return Library(_import_iptc())
+def libiptc(family: Family) -> Library:
+    """The library for IPv4 or IPv6, loaded when it is first needed; raises :class:`NoBackendError`."""
+    return Library(_import_calls(*_CALLS[family]))
 
 
-def _import_iptc() -> Any:
+def _import_calls(module: str, name: str) -> Any:
     """Import python-iptables' bindings without letting them look for their libraries.
 
     Left alone, python-iptables runs gcc from PATH, ldconfig and modprobe, and opens whatever the current
@@ -122,19 +127,17 @@ def _import_iptc() -> Any:
     would change the environment of programs that other threads start, so only python-iptables' own view
     of it is changed.
     """
-    for name in ("ip4tc", "xtables"):
-        if _find_library(name)[0] is None:
+    for library in ("ip4tc", module, "xtables"):
+        if _find_library(library)[0] is None:
             raise NoBackendError(
-                f"there are x_tables rules, but {_SONAMES[name][0]} cannot be loaded: install iptables "
+                f"there are x_tables rules, but {_SONAMES[library][0]} cannot be loaded: install iptables "
                 "(Debian: apt-get install iptables), or leave them out with --backend nft"
             )
     try:
         with warnings.catch_warnings():
             # It has escapes in strings that newer Pythons warn about on stderr.
             warnings.simplefilter("ignore")
-            name = f"netsweep._iptc{next(_NUMBERS)}"
-            _make_private_package(name)
-            return importlib.import_module(f"{name}.ip4tc").iptc
+            return getattr(importlib.import_module(f"{_private_package()}.{module}"), name)
     except Exception as error:  # python-iptables raises AttributeError and others of its own
         raise NoBackendError(
             f"python-iptables cannot be loaded ({type(error).__name__}: {error}): "
@@ -142,7 +145,10 @@ def _import_iptc() -> Any:
         ) from error
 
 
-def _make_private_package(name: str) -> None:
+@cache
+def _private_package() -> str:
+    """Make a package of python-iptables' modules, and return the name that it can be imported by."""
+    name = f"netsweep._iptc{next(_NUMBERS)}"
     found = importlib.util.find_spec("iptc")
     if found is None or not found.submodule_search_locations:
         raise ImportError("python-iptables is not installed")
@@ -158,6 +164,7 @@ def _make_private_package(name: str) -> None:
     vars(xtables)["__builtins__"] = {**vars(builtins), "__import__": _import_with_libdir}
     sys.modules[spec.name] = xtables
     spec.loader.exec_module(xtables)
+    return name
 
 
 def _import_with_libdir(name: str, *arguments: Any) -> Any:

@@ -8,16 +8,17 @@ before the snapshot until after the commit.
 from __future__ import annotations
 
 import ctypes
-import itertools
 import operator
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
+from typing import NamedTuple
 
 from netsweep.firewall import Addition, Scan, Standing, Transaction
-from netsweep.firewall.xtables.bindings import Counters, libiptc
-from netsweep.firewall.xtables.codec import ENTRY_SIZE, NFCACHE_OFFSET, SIZE_OFFSET, decode, parts
+from netsweep.firewall.extensions import text
+from netsweep.firewall.xtables.bindings import Counters, Library, libiptc
+from netsweep.firewall.xtables.codec import LAYOUTS, Layout, decode, parts
 from netsweep.firewall.xtables.modules import existing_tables
 from netsweep.host import locks
 from netsweep.model import Chain, Rule, Table, Undo
@@ -40,13 +41,14 @@ class XtablesBackend:
     def tables(self) -> Sequence[Table]:
         return existing_tables()
 
-    def read(self, chains: Collection[Chain], limit: int | None = None) -> Scan:
+    def read(self, tables: Collection[Table], wanted: Callable[[Chain], bool], limit: int | None = None) -> Scan:
         scan = Scan()
-        for table, of_table in itertools.groupby(chains, operator.attrgetter("table")):
-            with _opened(table) as handle:
-                self._read(handle, list(of_table), scan, None)
+        for table in tables:
+            with _opened(table) as snapshot:
+                chains = (Chain(table, text(name)) for name in snapshot.chains())
+                self._read(snapshot, list(filter(wanted, chains)), scan)
         if scan.rules:
-            libiptc().give_back()
+            libiptc(scan.rules[0].chain.table.family).give_back()
         return scan
 
     def locked(self, times: LockTimes, timeout: float) -> AbstractContextManager[None]:
@@ -57,46 +59,56 @@ class XtablesBackend:
         self, chains: Sequence[Chain], rules: Sequence[Rule] = (), *, orders: bool = False
     ) -> Iterator[Transaction]:
         table = chains[0].table
-        with _opened(table) as handle:
+        with _opened(table) as snapshot:
             scan, found = Scan(), dict[Chain, list[Standing]]()
-            self._read(handle, chains, scan, found if orders else None)
-            yield _Transaction(handle, table, scan.rules, found)
+            self._read(snapshot, chains, scan, found if orders else None, again=True)
+            yield _Transaction(snapshot, table, scan.rules, found)
 
     def close(self) -> None:
         self._known.clear()
 
     def _read(
-        self, handle: int, chains: Sequence[Chain], scan: Scan, orders: dict[Chain, list[Standing]] | None
+        self,
+        snapshot: _Snapshot,
+        chains: Sequence[Chain],
+        scan: Scan,
+        orders: dict[Chain, list[Standing]] | None = None,
+        *,
+        again: bool = False,
     ) -> None:
         for chain in chains:
-            if not libiptc().is_chain(chain.name.encode(), handle):
+            if not snapshot.is_chain(_bytes(chain.name)):
                 continue
             scan.chains.append(chain)
-            scan.scanned[chain.table] += self._read_rules(handle, chain, scan.rules)
+            scan.scanned[chain] += self._read_rules(snapshot, chain, scan.rules, again=again)
             if orders is not None:
-                orders[chain] = [Standing(_undo(handle, *each).identity, None) for each in _entries(handle, chain)]
+                orders[chain] = [Standing(snapshot.undo(*each).identity, None) for each in snapshot.entries(chain)]
 
-    def _read_rules(self, handle: int, chain: Chain, rules: list[Rule]) -> int:
+    def _read_rules(self, snapshot: _Snapshot, chain: Chain, rules: list[Rule], *, again: bool) -> int:
         position, known, found = 0, self._known, rules.append
-        for entry, raw in _entries(handle, chain):
+        text_end, matches_at = snapshot.layout.nfcache, snapshot.layout.entry
+        for entry, raw in snapshot.entries(chain):
             position += 1
-            key = hash(raw[:NFCACHE_OFFSET] + raw[ENTRY_SIZE:])
+            # At first most rules are those of others; under the lock, most of what matters is known.
+            if not again and not self._is_ours(raw):
+                continue
+            key = hash(raw[:text_end] + raw[matches_at:])
             rule = known.get(key)
-            if rule is None:
-                if self._is_ours(raw):
-                    found(self._decode(handle, entry, raw, chain, position, key))
+            if rule is None or rule.chain.table.family is not chain.table.family:
+                if not again or self._is_ours(raw):
+                    found(self._decode(snapshot, entry, raw, chain, position, key))
             elif rule.position == position and rule.chain == chain:
                 found(rule)
             else:
                 found(rule._replace(position=position, chain=chain))
         return position
 
-    def _decode(self, handle: int, entry: int, raw: bytes, chain: Chain, position: int, key: int) -> Rule:
-        target, jumps = _target(handle, entry)
-        undo = _undo(handle, entry, raw) if self._undo else None
-        rule = Rule(chain, position, None, decode(raw, target, jumps=jumps), undo)
-        # The bytes of a jump hold an offset, which may mean another chain next time.
-        if not jumps:
+    def _decode(self, snapshot: _Snapshot, entry: int, raw: bytes, chain: Chain, position: int, key: int) -> Rule:
+        target, jumps = snapshot.target(entry)
+        undo = snapshot.undo(entry, raw) if self._undo else None
+        rule = Rule(chain, position, None, decode(raw, snapshot.layout, target, jumps=jumps), undo)
+        # The bytes of a jump, and of a rule without a target, hold an offset, which may mean another chain next time.
+        if target and not jumps:
             self._known[key] = rule
         return rule
 
@@ -104,68 +116,94 @@ class XtablesBackend:
         return any(map(raw.__contains__, self._prefilter))
 
 
-def _entries(handle: int, chain: Chain) -> Iterator[tuple[int, bytes]]:
-    """Each rule of ``chain``: its address, and a copy of its bytes."""
-    size_at, array_of, following = ctypes.c_uint16.from_address, _array_of, libiptc().next_rule
-    entry = libiptc().first_rule(chain.name.encode(), handle)
-    while entry:
-        size = size_at(entry + SIZE_OFFSET).value
-        yield entry, array_of(size).from_address(entry).raw
-        entry = following(entry, handle)
+class _Snapshot(NamedTuple):
+    """A table as libiptc read it: ``handle`` is to be given to the calls of ``library``."""
+
+    library: Library
+    handle: int
+    layout: Layout
+
+    def chains(self) -> Iterator[bytes]:
+        """The names of all chains, in libiptc's order."""
+        name = self.library.first_chain(self.handle)
+        while name:
+            yield name
+            name = self.library.next_chain(self.handle)
+
+    def is_chain(self, name: bytes) -> bool:
+        """Whether the table has a chain of this name."""
+        return bool(self.library.is_chain(name, self.handle))
+
+    def entries(self, chain: Chain) -> Iterator[tuple[int, bytes]]:
+        """Each rule of ``chain``: its address, and a copy of its bytes."""
+        handle, following = self.handle, self.library.next_rule
+        size_at, array_at = ctypes.c_uint16.from_address, _array_at
+        offset, least = self.layout.size, self.layout.entry
+        entry = self.library.first_rule(_bytes(chain.name), handle)
+        while entry:
+            size = size_at(entry + offset).value
+            yield entry, array_at(size if size > least else least)(entry).raw
+            entry = following(entry, handle)
+
+    def target(self, entry: int) -> tuple[bytes, bool]:
+        """The name of an entry's target, and whether it is a chain."""
+        target: bytes = self.library.get_target(entry, self.handle) or b""
+        return target, bool(target and self.is_chain(target))
+
+    def undo(self, entry: int, raw: bytes) -> Undo:
+        """What it takes to put an entry back."""
+        from netsweep.firewall.xtables.undo import undo_of  # most runs need none
+
+        target, jumps = self.target(entry)
+        return undo_of(raw, self.layout, target, jumps=jumps)
 
 
-def _target(handle: int, entry: int) -> tuple[bytes, bool]:
-    """The name of an entry's target, and whether it is a chain."""
-    target: bytes = libiptc().get_target(entry, handle) or b""
-    return target, bool(target and libiptc().is_chain(target, handle))
-
-
-def _undo(handle: int, entry: int, raw: bytes) -> Undo:
-    from netsweep.firewall.xtables.undo import undo_of  # most runs need none
-
-    target, jumps = _target(handle, entry)
-    return undo_of(raw, target, jumps=jumps)
+def _bytes(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
 
 
 @cache  # there are few sizes, and a type is made more slowly than a rule is read
-def _array_of(size: int) -> type[ctypes.Array[ctypes.c_char]]:
-    return ctypes.c_char * max(size, ENTRY_SIZE)
+def _array_at(size: int) -> Callable[[int], ctypes.Array[ctypes.c_char]]:
+    return (ctypes.c_char * size).from_address
 
 
 @contextmanager
-def _opened(table: Table) -> Iterator[int]:
-    handle = libiptc().open(table.name)
+def _opened(table: Table) -> Iterator[_Snapshot]:
+    library = libiptc(table.family)
+    handle = library.open(table.name)
     try:
-        yield handle
+        yield _Snapshot(library, handle, LAYOUTS[table.family])
     finally:
-        libiptc().free(handle)
+        library.free(handle)
 
 
 class _Transaction:
     incarnation: int | None = None
 
-    def __init__(self, handle: int, table: Table, rules: Sequence[Rule], orders: dict[Chain, list[Standing]]) -> None:
+    def __init__(
+        self, snapshot: _Snapshot, table: Table, rules: Sequence[Rule], orders: dict[Chain, list[Standing]]
+    ) -> None:
         self.rules: Sequence[Rule] = rules
         self.orders: Mapping[Chain, Sequence[Standing]] = orders
-        self._handle = handle
+        self._snapshot = snapshot
         self._table = table
 
     def delete(self, rules: Sequence[Rule]) -> None:
-        lib, handle = libiptc(), self._handle
-        names = {rule.chain: rule.chain.name.encode() for rule in rules}
+        lib, handle, _ = self._snapshot
+        names = {rule.chain: _bytes(rule.chain.name) for rule in rules}
         # From the back, so that no deletion moves a rule that is still to be deleted.
         for rule in reversed(rules):
             if not lib.delete_num_entry(names[rule.chain], rule.position - 1, handle):
                 raise lib.failure(f"deleting {rule}")
 
     def insert(self, additions: Sequence[Addition]) -> None:
-        lib, handle = libiptc(), self._handle
+        lib, handle, layout = self._snapshot
         # From the back, so that no insertion moves the place of one that is still to come.
         for addition in sorted(additions, key=operator.attrgetter("place"), reverse=True):
             for raw in reversed(addition.rules):
                 # libiptc believes whatever the entry says of itself.
-                list(parts(raw))
-                if not lib.insert_entry(addition.chain.name.encode(), raw, addition.place, handle):
+                list(parts(raw, layout))
+                if not lib.insert_entry(_bytes(addition.chain.name), raw, addition.place, handle):
                     raise lib.failure(f"inserting a rule into {addition.chain}")
 
     def check(self) -> None:
@@ -173,14 +211,12 @@ class _Transaction:
         pass
 
     def commit(self, confirm: Callable[[], None] = lambda: None) -> None:
-        lib, handle = libiptc(), self._handle
+        lib, handle, _ = self._snapshot
         # libiptc carries every rule's counters over but lets those of the policies begin at zero.
-        chain = lib.first_chain(handle)
-        while chain:
+        for chain in self._snapshot.chains():
             counters = Counters()
             if policy := lib.get_policy(chain, counters, handle):
                 lib.set_policy(chain, policy, counters, handle)
-            chain = lib.next_chain(handle)
         confirm()
         if not lib.commit(handle):
             raise lib.failure(f"committing table {self._table}")

@@ -5,20 +5,11 @@ from __future__ import annotations
 from hashlib import blake2b
 
 from netsweep.firewall import extensions
-from netsweep.firewall.xtables.codec import (
-    COUNTERS_OFFSET,
-    ENTRY_SIZE,
-    EXTENSION_SIZE,
-    NAME_OFFSET,
-    NAME_SIZE,
-    NFCACHE_OFFSET,
-    SIZE_OFFSET,
-    parts,
-)
+from netsweep.firewall.xtables.codec import EXTENSION_SIZE, NAME_OFFSET, NAME_SIZE, Layout, parts
 from netsweep.model import Undo
 
 
-def undo_of(raw: bytes, target: bytes | None = None, *, jumps: bool = False) -> Undo:
+def undo_of(raw: bytes, layout: Layout, target: bytes | None = None, *, jumps: bool = False) -> Undo:
     """An entry as libiptc wants it back, with counters at zero, and its identity.
 
     libiptc takes a standard target by its name and finds out the verdict, or the offset to jump to,
@@ -27,10 +18,10 @@ def undo_of(raw: bytes, target: bytes | None = None, *, jumps: bool = False) -> 
     ``nfcache``, ``comefrom``, counters. Raises
     :class:`~netsweep.firewall.xtables.codec.MalformedEntryError`.
     """
-    found = list(parts(raw))
+    found = list(parts(raw, layout))
     target_at, target_size, target_name, _ = found[-1]
     entry = bytearray(raw[: target_at + target_size])
-    entry[COUNTERS_OFFSET:ENTRY_SIZE] = bytes(ENTRY_SIZE - COUNTERS_OFFSET)
+    entry[layout.counters : layout.entry] = bytes(layout.entry - layout.counters)
     sets: tuple[int, ...] = ()
     lost = None
     for number, (offset, size, name, revision) in enumerate(found, 1):
@@ -43,7 +34,7 @@ def undo_of(raw: bytes, target: bytes | None = None, *, jumps: bool = False) -> 
     if not target_name:
         _name(entry, target_at, target or b"")
         entry[target_at + EXTENSION_SIZE : target_at + EXTENSION_SIZE + 4] = bytes(4)
-    own = bytes(entry[:NFCACHE_OFFSET] + entry[SIZE_OFFSET - 2 : SIZE_OFFSET + 2] + entry[ENTRY_SIZE:])
+    own = bytes(entry[: layout.nfcache] + entry[layout.size - 2 : layout.size + 2] + entry[layout.entry :])
     jump = extensions.text(target) if target and jumps else None
     return Undo(bytes(entry), blake2b(own, digest_size=16).digest(), jump, sets, lost)
 
