@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.namespace import FLAVOURS, Namespace, new_namespace
+from tests.namespace import FLAVOURS, PLACES, Namespace, new_namespace
 
 NEED_KERNEL = (Path(__file__).parent / "netns", Path(__file__).parent / "benchmarks")
 
@@ -54,3 +54,10 @@ def public_ns() -> Iterator[Namespace]:
 def flavour(request: pytest.FixtureRequest) -> str:
     """Both kernels' firewalls, one after the other."""
     return str(request.param)
+
+
+@pytest.fixture(params=PLACES, ids="-".join)
+def place(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """Flavour and family: all that rules can be of, one after the other."""
+    flavour, family = request.param
+    return flavour, family
