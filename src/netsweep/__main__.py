@@ -34,6 +34,7 @@ def main() -> NoReturn:
     for number in _SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup, or a shell's background job
             signal.signal(number, _on_signal)
+    sys.unraisablehook = _not_raised
     try:
         status = _run(sys.argv[1:])
         _ignore_signals()
@@ -80,6 +81,20 @@ def _is_best_effort(arguments: list[str]) -> bool:
 def _on_signal(number: int, _: FrameType | None) -> None:
     _ignore_signals()
     raise Signalled(number)
+
+
+def _not_raised(unraisable: sys.UnraisableHookArgs) -> None:
+    """Raise :class:`Signalled` once more where Python could not: in a callback of a weak reference, for one."""
+    if not isinstance(unraisable.exc_value, Signalled):
+        sys.__unraisablehook__(unraisable)
+        return
+    stopped = unraisable.exc_value
+
+    def again(_: int, __: FrameType | None) -> None:
+        raise stopped
+
+    signal.signal(signal.SIGALRM, again)
+    signal.setitimer(signal.ITIMER_REAL, 0.001)
 
 
 def _ignore_signals() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from netsweep.model import Family, Finding
+from netsweep.model import Family, Finding, Verdict
 from netsweep.output.escape import escape
 from netsweep.policy.patterns import ALL_CHAINS
 from netsweep.report import Report
@@ -26,11 +26,11 @@ def text_lines(report: Report, *, verbose: bool = False) -> Iterator[str]:
         yield from map(_rule_line, report.orphans)
         yield ""
     if report.negated:
-        yield from _negated(report)
+        yield from _negated(report, None if verbose else ROWS_MAX)
         yield ""
-    if report.kept:
+    if kept := [finding for finding in report.kept if finding.verdict is not Verdict.NEGATED or not report.negated]:
         yield "Kept, and why:"
-        yield from map(_rule_line, report.kept)
+        yield from map(_rule_line, kept)
         yield ""
     if verbose and (leases := report.leases) and leases.exists:
         yield f"Lease file {escape(leases.path)}: {count(leases.leases, 'lease')}, {leases.running} in force."
@@ -56,7 +56,7 @@ def _grouped(findings: Iterable[Finding], limit: int | None) -> Iterator[str]:
         yield f"... {rules}{more} (-v lists every rule)"
 
 
-def _negated(report: Report) -> Iterator[str]:
+def _negated(report: Report, limit: int | None) -> Iterator[str]:
     """Rules that stay though their bridge is gone, and may be why a host misbehaves."""
     number = len(report.negated)
     one = number == 1
@@ -64,9 +64,9 @@ def _negated(report: Report) -> Iterator[str]:
         f"{count(number, 'rule')} that {'matches' if one else 'match'} everything but a bridge that is gone still "
         f"{'matches' if one else 'match'} live traffic:"
     )
-    yield from map(_rule_line, report.negated[:ROWS_MAX])
-    if number > ROWS_MAX:
-        yield f"... {count(number - ROWS_MAX, 'more rule')} (--all lists every rule)"
+    yield from map(_rule_line, report.negated[:limit])
+    if limit is not None and number > limit:
+        yield f"... {count(number - limit, 'more rule')} (-v lists every rule)"
     yield (
         "They stay. Where the profile has no forms for such rules, --include-negated sweeps those that also restrict "
         "source, destination or ports."

@@ -40,6 +40,28 @@ def test_a_signal_gets_through_click() -> None:
         click.Command("stop", callback=stop).main([], standalone_mode=False)
 
 
+def test_a_signal_that_falls_into_a_callback_of_a_weak_reference_is_not_lost() -> None:
+    """As those of importlib's locks: Python tells of an exception there, and goes on."""
+    program = """
+import os, signal, time, weakref
+from netsweep import __main__
+
+class Lock: pass
+
+def run(arguments):
+    lock = Lock()
+    reference = weakref.ref(lock, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    del lock
+    time.sleep(30)
+
+__main__._run = run
+__main__.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 143
+    assert done.stderr == "netsweep: stopped by SIGTERM: no table is half-changed and all locks are released\n"
+
+
 def netsweep(*arguments: str, shell: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     """Run netsweep, with streams sent elsewhere by the shell."""
     return subprocess.run(

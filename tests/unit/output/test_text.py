@@ -121,7 +121,7 @@ def test_many_rules_that_match_live_traffic_are_a_page() -> None:
     report.negated = negated(ROWS_MAX + 3)
     lines = text(report)
     assert lines[0].startswith(f"{ROWS_MAX + 3} rules that match")
-    assert lines[ROWS_MAX + 1] == "... 3 more rules (--all lists every rule)"
+    assert lines[ROWS_MAX + 1] == "... 3 more rules (-v lists every rule)"
     report.negated = negated(ROWS_MAX)
     assert not [line for line in text(report) if line.startswith("...")]
 

@@ -35,7 +35,8 @@ class XtablesBackend:
         self._prefilter = tuple(prefilter)
         self._undo = undo
         # The second reading, which has the lock, meets the rules of the first. By a hash of their bytes, with a
-        # key that nobody knows: the bytes themselves take 40 MB for 90,000 rules.
+        # key that nobody knows: the bytes themselves take 40 MB for 90,000 rules. Those of one family are no
+        # multiple of eight bytes, those of the other are.
         self._known: dict[int, Rule] = {}
 
     def tables(self) -> Sequence[Table]:
@@ -94,7 +95,7 @@ class XtablesBackend:
                 continue
             key = hash(raw[:text_end] + raw[matches_at:])
             rule = known.get(key)
-            if rule is None or rule.chain.table.family is not chain.table.family:
+            if rule is None:
                 if not again or self._is_ours(raw):
                     found(self._decode(snapshot, entry, raw, chain, position, key))
             elif rule.position == position and rule.chain == chain:
