@@ -86,11 +86,11 @@ FULL = Plan(
     families=7,
 )
 QUICK = Plan(
-    repeats={0: 2, 90: 1, 900: 1},
+    repeats={0: 1, 900: 1},
     slow={("legacy", ONE_BY_ONE, 900): 0, ("nft", ONE_BY_ONE, 900): 0},
-    rounds=2,
+    rounds=1,
     lock_samples=5,
-    lists=2,
+    lists=1,
     others=600,
     families=1,
 )

@@ -73,7 +73,7 @@ def harmless(tally: Tally) -> Tally:
 
 
 def test_no_rule_of_eleven_writers_is_lost_or_doubled(host: Host, flavour: str) -> None:
-    tally = harmless(host.inside(lambda: writers(host, flavour, 6)))
+    tally = harmless(host.inside(lambda: writers(host, flavour, 4)))
     assert tally.operations > 100
     assert tally.sweeps > 3
     assert tally.deleted > 0
@@ -87,13 +87,13 @@ def test_a_sweep_of_900_orphans_beside_eleven_busy_writers_is_not_starved(host: 
 
 
 def test_killed_anywhere_each_table_is_whole_and_the_locks_are_free(host: Host, flavour: str) -> None:
-    tally = harmless(host.inside(lambda: kills(host, flavour, 0, at_least=36)))
+    tally = harmless(host.inside(lambda: kills(host, flavour, 0, at_least=24)))
     assert tally.kills > 5
     assert len(tally.seen) > 1, "every kill came at the same stage"
 
 
 def test_no_rule_of_a_bridge_that_is_alive_or_leased_disappears(host: Host, flavour: str) -> None:
-    tally = harmless(host.inside(lambda: jobs(host, flavour, 6)))
+    tally = harmless(host.inside(lambda: jobs(host, flavour, 4)))
     assert tally.sweeps > 3
     assert tally.seen["leased with stale twins"] > 0
 
@@ -122,7 +122,7 @@ def test_rules_of_a_name_that_came_back_stay_while_it_is_there(host: Host, flavo
 
 
 def test_what_is_put_back_beside_writers_stands_once_and_theirs_is_not_lost(host: Host, flavour: str) -> None:
-    tally = harmless(host.inside(lambda: journals(host, flavour, 5)))
+    tally = harmless(host.inside(lambda: journals(host, flavour, 4)))
     assert tally.operations > 50
     assert tally.seen["put back"] > 0
 
