@@ -118,29 +118,29 @@ class XtablesBackend:
 
 
 class _Snapshot(NamedTuple):
-    """A table as libiptc read it: ``handle`` is to be given to the calls of ``library``."""
+    """A table as libiptc read it: ``handle`` is to be given to ``calls``."""
 
-    library: Library
+    calls: Library
     handle: int
     layout: Layout
 
     def chains(self) -> Iterator[bytes]:
         """The names of all chains, in libiptc's order."""
-        name = self.library.first_chain(self.handle)
+        name = self.calls.first_chain(self.handle)
         while name:
             yield name
-            name = self.library.next_chain(self.handle)
+            name = self.calls.next_chain(self.handle)
 
     def is_chain(self, name: bytes) -> bool:
         """Whether the table has a chain of this name."""
-        return bool(self.library.is_chain(name, self.handle))
+        return bool(self.calls.is_chain(name, self.handle))
 
     def entries(self, chain: Chain) -> Iterator[tuple[int, bytes]]:
         """Each rule of ``chain``: its address, and a copy of its bytes."""
-        handle, following = self.handle, self.library.next_rule
+        handle, following = self.handle, self.calls.next_rule
         size_at, array_at = ctypes.c_uint16.from_address, _array_at
         offset, least = self.layout.size, self.layout.entry
-        entry = self.library.first_rule(_bytes(chain.name), handle)
+        entry = self.calls.first_rule(_bytes(chain.name), handle)
         while entry:
             size = size_at(entry + offset).value
             yield entry, array_at(size if size > least else least)(entry).raw
@@ -148,7 +148,7 @@ class _Snapshot(NamedTuple):
 
     def target(self, entry: int) -> tuple[bytes, bool]:
         """The name of an entry's target, and whether it is a chain."""
-        target: bytes = self.library.get_target(entry, self.handle) or b""
+        target: bytes = self.calls.get_target(entry, self.handle) or b""
         return target, bool(target and self.is_chain(target))
 
     def undo(self, entry: int, raw: bytes) -> Undo:
