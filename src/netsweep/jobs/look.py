@@ -219,8 +219,8 @@ def look_around(
 
     ``limit`` as in :meth:`netsweep.firewall.Backend.read`. ``everywhere``: read all other chains too.
     ``again``: names had time to settle in a look before. What was looked at, and what was not, is noted in
-    the report. Raises :class:`UsageError` where none of the
-    chains that were given exists, and :class:`~netsweep.errors.NetsweepError`.
+    the report. Raises :class:`UsageError` where none of the chains that were given exists, and
+    :class:`~netsweep.errors.NetsweepError`.
     """
     rules, elsewhere, found = list[Rule](), list[Rule](), list[Chain]()
     more = False
