@@ -1,6 +1,7 @@
 """netsweep finds iptables rules that dead test jobs left behind, and deletes them.
 
-``find_orphans()`` looks, ``sweep()`` deletes, ``restore()`` puts back; all return a :class:`Report`. The
+``find_orphans()`` looks, ``sweep()`` deletes, ``teardown()`` takes a network down, ``restore()`` puts back; all
+return a :class:`Report`. The
 options are those of the command line, and so are their defaults: what is ``None`` is as the profile has
 it; ``name`` adds to the names of the profile. Several values may come as any iterable; paths may be
 :class:`os.PathLike`; times are in seconds.
@@ -20,17 +21,35 @@ from netsweep.errors import (
     TableError,
     UsageError,
 )
-from netsweep.model import Chain, Family, Finding, Interface, Rule, Spec, Table, Undo, Verdict
+from netsweep.model import (
+    Address,
+    Bridge,
+    BridgeFinding,
+    Chain,
+    Family,
+    Finding,
+    Interface,
+    Lease,
+    Rule,
+    Spec,
+    Table,
+    Undo,
+    Verdict,
+)
 from netsweep.report import BackendReport, LeaseFile, LockTimes, Report
 from netsweep.version import __version__
 
 __all__ = [
+    "Address",
     "BackendReport",
+    "Bridge",
+    "BridgeFinding",
     "BusyError",
     "Chain",
     "Family",
     "Finding",
     "Interface",
+    "Lease",
     "LeaseFile",
     "LockTimes",
     "NetsweepError",
@@ -48,6 +67,7 @@ __all__ = [
     "find_orphans",
     "restore",
     "sweep",
+    "teardown",
 ]
 
 
@@ -65,11 +85,14 @@ def find_orphans(
     backend: str | None = None,
     lease_file: str | os.PathLike[str] | None = None,
     wait: float | None = None,
+    bridges: bool = False,
+    min_age: float | str | None = None,
     include_kept: bool = False,
 ) -> Report:
     """Report the orphaned rules; change nothing and take no lock.
 
-    ``include_kept``: report the other rules that get a verdict too, each with the reason why it stays.
+    ``bridges``: report leaked bridges too, and the rules that go with them. ``include_kept``: report the other rules
+    and bridges that get a verdict too, each with the reason why it stays.
     Raises :class:`NetsweepError`.
     """
     from netsweep.jobs import sweep as job
@@ -88,6 +111,8 @@ def find_orphans(
         backend=backend,
         lease_file=lease_file,
         wait=wait,
+        bridges=bridges,
+        min_age=min_age,
     )
     return job.find_orphans(options, keep=include_kept)
 
@@ -109,11 +134,15 @@ def sweep(
     lock_timeout: float | None = None,
     wait: float | None = None,
     max_deletes: int | None = None,
+    bridges: bool = False,
+    min_age: float | str | None = None,
     journal: str | os.PathLike[str] | None = None,
     dry_run: bool = False,
 ) -> Report:
     """Delete the orphaned rules and report them; with ``dry_run``, only report them.
 
+    ``bridges``: delete leaked bridges and their leases before. ``min_age``: how old a bridge without a lease has to be,
+    in seconds or as ``1h30m``.
     ``journal``: a new file to write what goes to, before it goes; :func:`restore` puts it back.
     Raises :class:`NetsweepError`, whose ``report`` says what had been deleted before.
     """
@@ -136,9 +165,48 @@ def sweep(
         lock_timeout=lock_timeout,
         wait=wait,
         max_deletes=max_deletes,
+        bridges=bridges,
+        min_age=min_age,
         journal=journal,
     )
     return job.find_orphans(options, command="sweep", dry_run=True) if dry_run else job.sweep(options)
+
+
+def teardown(
+    name: str | Iterable[str],
+    *,
+    subnet: str | None = None,
+    force: bool = False,
+    profile: str | os.PathLike[str] | None = None,
+    prefix: str | Iterable[str] | None = None,
+    own: str | Iterable[str] | None = None,
+    protect: str | Iterable[str] | None = None,
+    backend: str | None = None,
+    lock_file: str | os.PathLike[str] | None = None,
+    lease_file: str | os.PathLike[str] | None = None,
+    lock_timeout: float | None = None,
+    wait: float | None = None,
+) -> Report:
+    """Delete the bridges called ``name`` with their routes, rules and leases; what is gone already is done.
+
+    ``subnet``: that of the one network. ``force``: also where another running process leases it. ``own``: globs of
+    names that are ours, as the command line's ``--name``. Raises :class:`NetsweepError` where anything is left.
+    """
+    from netsweep.jobs import teardown as job
+    from netsweep.profiles.options import Options
+
+    options = Options(
+        profile=profile,
+        prefix=prefix,
+        name=own,
+        protect=protect,
+        backend=backend,
+        lock_file=lock_file,
+        lease_file=lease_file,
+        lock_timeout=lock_timeout,
+        wait=wait,
+    )
+    return job.teardown(options, [name] if isinstance(name, str) else list(name), subnet, force=force)
 
 
 def restore(journal: str | os.PathLike[str], *, wait: float | None = None, force: bool = False) -> Report:

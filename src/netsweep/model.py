@@ -153,9 +153,10 @@ class Rule(NamedTuple):
 
 
 class Verdict(str, enum.Enum):
-    """What was decided about a rule. Only ``ORPHAN`` is ever deleted."""
+    """What was decided about a rule or a bridge. Only rules that are ``ORPHAN`` and bridges that are ``LEAKED`` go."""
 
     ORPHAN = "orphan"
+    LEAKED = "leaked"
     LIVE = "live"
     LEASED = "leased"
     PROTECTED = "protected"
@@ -177,6 +178,74 @@ class Finding(NamedTuple):
     bridge: str | None
     reason: str
     live_traffic: str | None = None
+
+
+class Address(NamedTuple):
+    """An address of an interface, as ``10.200.1.1/24``, and its age in seconds; ``None`` where that is not known."""
+
+    text: str
+    age: float | None
+
+
+class Lease(NamedTuple):
+    """A lease: the subnet that it is for, and the bridge and the process that it names."""
+
+    subnet: str
+    bridge: str
+    pid: int
+
+
+class Bridge(NamedTuple):
+    """An interface with a name that is ours or nearly so, as it was when it was looked at.
+
+    ``kind`` is the kernel's word for what it is, ``None`` for hardware. ``aliases`` are its alternative names,
+    ``ports`` the names of its ports, and ``uses`` say what else uses it. ``mac`` is its link-layer address.
+    """
+
+    name: str
+    ifindex: int
+    kind: str | None = "bridge"
+    aliases: tuple[str, ...] = ()
+    addresses: tuple[Address, ...] = ()
+    ports: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
+    mtu: int = 0
+    mac: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its name and its alternative names."""
+        return (self.name, *self.aliases)
+
+    @property
+    def subnet(self) -> str | None:
+        """The subnet of its first address that is not link-local."""
+        from ipaddress import ip_interface  # most runs need none
+
+        return str(ip_interface(self._own[0].text).network) if self._own else None
+
+    @property
+    def age(self) -> float | None:
+        """The age of its youngest address, in seconds; ``None`` where that of none or not of all is known.
+
+        Link-local IPv6 addresses are made by the kernel whenever the interface goes up, so they make it younger only.
+        """
+        ages = [address.age for address in self.addresses if address.age is not None]
+        return min(ages) if self._own and len(ages) == len(self.addresses) else None
+
+    @property
+    def _own(self) -> list[Address]:
+        return [address for address in self.addresses if not address.text.startswith("fe80:")]
+
+
+class BridgeFinding(NamedTuple):
+    """A bridge, what was decided about it, why, and the lease that names it; ``deleted``: it is gone now."""
+
+    bridge: Bridge
+    verdict: Verdict
+    reason: str
+    lease: Lease | None = None
+    deleted: bool = False
 
 
 class Life(NamedTuple):

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from netsweep.model import Family, Finding
+from netsweep.model import BridgeFinding, Family, Finding, Verdict
 
 _table_of = operator.attrgetter("rule.chain.table")
 
@@ -56,11 +56,14 @@ class Report:
 
     ``orphans`` are the orphaned rules that were found; for a sweep those that were deleted come first.
     ``kept`` are the other rules that got a verdict, where they were asked for; ``negated`` are those of
-    them that a list always shows. ``chains`` are the chains that were asked for, as
-    ``[FAMILY:]TABLE/CHAIN``; ``overlooked`` the tables that exist here and were not looked at, as
-    ``nft inet firewalld``. ``elsewhere`` counts the orphans in chains and families that were not asked
-    for; a sweep does not look there. ``subnet_lock`` and ``xtables_lock`` are ``None`` where the lock was
-    never taken, ``leases`` where there is no lease file. ``duration_ms`` is in milliseconds.
+    them that a list always shows. ``bridges`` are the leaked bridges, where they were asked for, and with ``kept``
+    the others that got a verdict; ``bridges_scanned`` counts all of them, ``stale_leases`` the leases of the former
+    and those of dead processes whose bridge does not exist. ``chains`` are the chains that were asked for, as
+    ``[FAMILY:]TABLE/CHAIN``;
+    ``overlooked`` the tables that exist here and were not looked at, as ``nft inet firewalld``. ``elsewhere`` counts
+    the orphans in chains and families that were not asked for; a sweep does not look there. ``subnet_lock`` and
+    ``xtables_lock`` are ``None`` where the lock was never taken, ``leases`` where there is no lease file.
+    ``duration_ms`` is in milliseconds.
     """
 
     command: str
@@ -68,6 +71,10 @@ class Report:
     orphans: list[Finding] = field(default_factory=list)
     kept: list[Finding] = field(default_factory=list)
     negated: list[Finding] = field(default_factory=list)
+    bridges: list[BridgeFinding] = field(default_factory=list)
+    bridges_scanned: int | None = None
+    stale_leases: int = 0
+    leases_removed: int = 0
     backends: list[BackendReport] = field(default_factory=list)
     chains: list[str] = field(default_factory=list)
     overlooked: list[str] = field(default_factory=list)
@@ -95,9 +102,19 @@ class Report:
         return sum(backend.restored for backend in self.backends)
 
     @property
+    def leaked(self) -> list[BridgeFinding]:
+        """The leaked bridges."""
+        return [finding for finding in self.bridges if finding.verdict is Verdict.LEAKED]
+
+    @property
+    def bridges_deleted(self) -> int:
+        """Bridges deleted."""
+        return sum(finding.deleted for finding in self.bridges)
+
+    @property
     def changed(self) -> bool:
-        """Whether any table was changed."""
-        return self.deleted + self.restored > 0
+        """Whether anything was changed."""
+        return self.deleted + self.restored + self.bridges_deleted + self.leases_removed > 0
 
     def of(self, name: str, family: Family) -> BackendReport:
         """The part of the report on one family of one backend, made where it is not there yet."""

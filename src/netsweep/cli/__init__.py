@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from netsweep.cli import demo, doctor, list, profiles, restore, sweep
+from netsweep.cli import demo, doctor, list, profiles, restore, sweep, teardown
 from netsweep.cli.outcome import invoke
 from netsweep.version import __version__
 
@@ -41,6 +41,7 @@ def cli() -> None:
       sudo netsweep list --all        why does the rest stay?
       sudo netsweep sweep --dry-run   what would a sweep do?
       sudo netsweep sweep             delete the orphans
+      sudo netsweep sweep --bridges   leaked bridges and their leases too
       sudo netsweep list --profile docker         what did Docker leave behind?
       sudo netsweep doctor            what does this host have, could a sweep run?
       netsweep demo                   see it work in a throwaway network namespace
@@ -50,8 +51,8 @@ def cli() -> None:
     """
 
 
-for _command in (list.command, sweep.command, restore.command, profiles.command, doctor.command, demo.command):
-    cli.add_command(_command)
+for _module in (list, sweep, teardown, restore, profiles, doctor, demo):
+    cli.add_command(_module.command)
 
 
 def run(arguments: Sequence[str]) -> int:

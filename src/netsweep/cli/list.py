@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from netsweep.cli.options import option, options_of, output_options, where_options
+from netsweep.cli.options import bridge_options, option, options_of, output_options, where_options
 from netsweep.cli.outcome import show
 from netsweep.errors import ORPHANS_FOUND
 from netsweep.report import Report
@@ -14,11 +14,12 @@ from netsweep.report import Report
 
 @click.command("list")
 @where_options
-@option("--all", "all_rules", is_flag=True, help="Show the rules that stay too, each with the reason.")
-@option("--exit-code", is_flag=True, help=f"Exit with {ORPHANS_FOUND} where there are orphans.")
+@bridge_options
+@option("--all", "all_rules", is_flag=True, help="Show the rules and bridges that stay too, each with the reason.")
+@option("--exit-code", is_flag=True, help=f"Exit with {ORPHANS_FOUND} where there are orphans or leaked bridges.")
 @output_options
 def command(all_rules: bool, exit_code: bool, form: str, verbose: bool, **settings: Any) -> int:
-    """Show orphaned rules; change nothing.
+    """Show orphaned rules, and with --bridges leaked bridges; change nothing.
 
     Takes no lock, creates no file, loads no kernel module. Needs CAP_NET_ADMIN, as reading the
     kernel's tables does.
@@ -27,6 +28,7 @@ def command(all_rules: bool, exit_code: bool, form: str, verbose: bool, **settin
     Examples:
       sudo netsweep list
       sudo netsweep list --all          also the rules that stay, with the reason
+      sudo netsweep list --bridges      leaked bridges too, and the rules that go with them
       sudo netsweep list --exit-code    for monitoring: 3 means there are orphans
       sudo netsweep list --format json | jq '.orphans | length'
       sudo netsweep list --chain filter/FORWARD --chain filter/INPUT
@@ -39,4 +41,4 @@ def command(all_rules: bool, exit_code: bool, form: str, verbose: bool, **settin
         return find_orphans(options, keep=all_rules)
 
     status, report = show("list", job, form, verbose=verbose or all_rules)
-    return ORPHANS_FOUND if status == 0 and exit_code and report.orphans else status
+    return ORPHANS_FOUND if status == 0 and exit_code and (report.orphans or report.leaked) else status

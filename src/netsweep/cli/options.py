@@ -65,6 +65,21 @@ def _together(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
+bridge_options = _together(
+    option(
+        "--bridges",
+        is_flag=True,
+        help="Leaked bridges too, with their leases: those whose lease names a process that is gone, and those that "
+        "have no lease and are older than --min-age. A bridge that is in use stays.",
+    ),
+    option(
+        "--min-age",
+        metavar="DURATION",
+        shown=f"{(_PROFILE.min_age or 0) / 3600:g}h",
+        help="How old a bridge without a lease has to be, as 90s, 20m or 1h30m, by the kernel's record of its address.",
+    ),
+)
+
 wait_option = option(
     "--wait",
     metavar="SECONDS",
@@ -73,7 +88,7 @@ wait_option = option(
     help="How long to wait for the xtables lock and to retry on contention, as iptables -w.",
 )
 
-where_options = _together(
+_names = (
     option(
         "--profile",
         metavar="NAME|PATH",
@@ -102,6 +117,9 @@ where_options = _together(
         shown=", ".join(_PROFILE.protected),
         help="Interfaces whose names begin with NAME are never touched. Repeatable.",
     ),
+)
+
+_chains = (
     option(
         "--chain",
         metavar="TABLE/CHAIN",
@@ -125,6 +143,9 @@ where_options = _together(
         shown=f"{_PROFILE.settle:g}",
         help="A name has to be gone in two looks so far apart. Nothing waits where there is no orphan.",
     ),
+)
+
+_means = (
     option(
         "--backend",
         type=click.Choice(CHOICES),
@@ -154,6 +175,10 @@ where_options = _together(
     ),
     wait_option,
 )
+
+where_options = _together(*_names, *_chains, *_means)
+
+whose_options = _together(*_names, *_means)
 
 output_options = _together(
     format_option(*FORMATS),

@@ -10,7 +10,7 @@ import click
 
 from netsweep.errors import NetsweepError, UsageError
 from netsweep.output.failures import complain, explain
-from netsweep.output.text import count, text_lines
+from netsweep.output.text import changes, text_lines
 from netsweep.report import Report
 
 
@@ -44,7 +44,7 @@ def show(
         _write(report, form, verbose, best_effort)
     except Exception as error:
         unwritten = explain(error)
-        done = f"; the sweep deleted {count(report.deleted, 'rule')}" if report.deleted else ""
+        done = f"; the {report.command} {changed}" if (changed := changes(report)) else ""
         complain(f"{unwritten}{done}")
         failure = failure or unwritten
     if failure is None or (best_effort and not isinstance(failure, UsageError)):

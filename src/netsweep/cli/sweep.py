@@ -6,30 +6,31 @@ from typing import Any
 
 import click
 
-from netsweep.cli.options import option, options_of, output_options, where_options
+from netsweep.cli.options import bridge_options, option, options_of, output_options, where_options
 from netsweep.cli.outcome import show
 from netsweep.report import Report
 
 
 @click.command("sweep")
 @where_options
+@bridge_options
 @option("--dry-run", is_flag=True, help="Only show what would be deleted; take no lock.")
 @option(
     "--journal",
     metavar="FILE",
     help="Write the rules to the new FILE before they are deleted; 'netsweep restore FILE' puts them back. "
-    "No file is created where nothing is deleted.",
+    "No file is created where nothing is deleted. Bridges are written down too, but are not brought back.",
 )
 @option(
     "--max-deletes",
     metavar="N",
     type=int,
-    help="Change nothing, and exit with 1, where more than N rules would go.",
+    help="Change nothing, and exit with 1, where more than N rules and bridges would go.",
 )
 @option("--best-effort", is_flag=True, help="Report failures, but exit with 0: for a post-step.")
 @output_options
 def command(dry_run: bool, best_effort: bool, form: str, verbose: bool, **settings: Any) -> int:
-    """Delete orphaned rules.
+    """Delete orphaned rules, and with --bridges leaked bridges before.
 
     Looks without any lock first, and is done where there are no orphans. Otherwise it takes the
     subnet lock (and the xtables lock for x_tables), decides again, deletes, and releases the locks: a
@@ -43,6 +44,7 @@ def command(dry_run: bool, best_effort: bool, form: str, verbose: bool, **settin
       sudo netsweep sweep --journal /root/swept   undo with: restore /root/swept
       sudo netsweep sweep --lock-timeout 0        give up if a test holds the lock
       sudo netsweep sweep --prefix hm --prefix vmt
+      sudo netsweep sweep --bridges               whole networks: bridges, leases and rules
       sudo netsweep sweep --profile docker        dead networks of Docker
 
     \b

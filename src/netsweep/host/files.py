@@ -7,7 +7,7 @@ import errno
 import os
 import stat
 
-from netsweep.errors import BusyError, NetsweepError, NotPermittedError
+from netsweep.errors import BusyError, ContentionError, NetsweepError, NotPermittedError
 
 _KINDS = {
     stat.S_IFLNK: "a link",
@@ -117,6 +117,49 @@ def read_regular(path: str, what: str, limit: int) -> bytes | None:
         raise describe(error, f"cannot read {what} {path!a}") from error
     finally:
         os.close(descriptor)
+
+
+def replace_regular(path: str, known: bytes, content: bytes, *, what: str) -> None:
+    """Put a file with ``content`` in the place of the regular file at ``path``, in one step, with its owner and mode.
+
+    It is on the disk before it is renamed. What is written first stands beside it, as ``path`` and ``.netsweep``; one
+    that was left there is removed, so callers need a lock of their own. Raises :class:`ContentionError` where the file
+    does not hold what is ``known``, else as :func:`open_regular`.
+    """
+    new, failed = f"{path}.netsweep", f"cannot replace {what} {path!a}"
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new)
+        descriptor = open_regular(path, os.O_RDONLY, what=what)
+        try:
+            status = os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
+        with open(create_regular(new, os.O_WRONLY, 0o600, what=what), "wb") as file:
+            try:
+                os.fchown(file.fileno(), status.st_uid, status.st_gid)
+                os.fchmod(file.fileno(), stat.S_IMODE(status.st_mode) & 0o777)
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                if read_regular(path, what, 1 << 30) != known:
+                    raise ContentionError(f"{what} {path!a} changed")
+                os.rename(new, path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(new)
+                raise
+        directory = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except FileNotFoundError:
+        raise ContentionError(f"{what} {path!a} was removed") from None
+    except FileExistsError as error:
+        raise NetsweepError(f"{failed}: {new!a} is in the way") from error
+    except OSError as error:
+        raise describe(error, failed) from error
 
 
 def describe(error: OSError | ValueError, failed: str) -> NetsweepError:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from netsweep.errors import ContentionError, NetsweepError
-from netsweep.host.files import read_regular
+from netsweep.host.files import read_regular, replace_regular
 from netsweep.host.processes import all_pids, is_running, listed_pids
+from netsweep.model import Lease
 from netsweep.report import LeaseFile
 
 SIZE_MAX = 16 * 1024 * 1024
@@ -21,15 +23,24 @@ PID_MAX = 2**22
 
 @dataclass(frozen=True)
 class Leases:
-    """What a lease file says: for each bridge the PIDs that hold it.
+    """What a lease file says.
 
     ``content`` is ``None`` where there is no file, which means no leases.
     """
 
     path: str
     content: bytes | None = field(default=None, repr=False)
-    by_name: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    count: int = 0
+    by_name: Mapping[str, tuple[Lease, ...]] = field(default_factory=dict)
+
+    @property
+    def all(self) -> list[Lease]:
+        """Every lease."""
+        return [lease for of_name in self.by_name.values() for lease in of_name]
+
+    @property
+    def pids(self) -> set[int]:
+        """The processes that leases name."""
+        return {lease.pid for lease in self.all}
 
 
 class _NotUnderstoodError(ValueError):
@@ -53,15 +64,44 @@ def read(path: str, known: Leases | None = None, parse_max: int | None = None) -
     if parse_max is not None and len(content) > parse_max:
         raise ContentionError("the lease file changed")
     try:
-        pairs = _parse(content)
+        return of(path, content, _parse(content))
     except _NotUnderstoodError as error:
         raise NetsweepError(
             f"cannot understand lease file {path!a}: {error}; repair it, or remove it when no test runs"
         ) from None
-    by_name: dict[str, list[int]] = {}
-    for name, pid in pairs:
-        by_name.setdefault(name, []).append(pid)
-    return Leases(path, content, {name: tuple(pids) for name, pids in by_name.items()}, len(pairs))
+
+
+def of(path: str, content: bytes, leases: Iterable[Lease]) -> Leases:
+    """``leases`` as a file at ``path`` with that ``content`` has them."""
+    by_name: dict[str, list[Lease]] = {}
+    for lease in leases:
+        by_name.setdefault(lease.bridge, []).append(lease)
+    return Leases(path, content, {name: tuple(of_name) for name, of_name in by_name.items()})
+
+
+def remove(known: Leases, unwanted: Callable[[Lease], bool]) -> int:
+    """Take those leases that are ``unwanted`` out of the file that ``known`` was read from; return how many these were.
+
+    To be called under the subnet lock. A lease that is not as it was in ``known`` stays. The file is replaced by
+    rename; owner, mode and all that is not understood in it stay. Raises as :func:`read`, and where it cannot be
+    replaced.
+    """
+    found = read(known.path, known)
+    if not any(map(unwanted, found.all)):
+        return 0
+    document: dict[str, Any] = json.loads(found.content or b"")
+    before = document["leases"] if found is known else json.loads(known.content or b"{}").get("leases") or {}
+    gone = {
+        lease.subnet
+        for lease in found.all
+        if before.get(lease.subnet) == document["leases"][lease.subnet] and unwanted(lease)
+    }
+    if gone:
+        document["leases"] = {subnet: lease for subnet, lease in document["leases"].items() if subnet not in gone}
+        replace_regular(
+            known.path, found.content or b"", json.dumps(document).encode("ascii") + b"\n", what="lease file"
+        )
+    return len(gone)
 
 
 def dead(pids: Collection[int]) -> set[int]:
@@ -78,11 +118,11 @@ def dead(pids: Collection[int]) -> set[int]:
     return set() if taken is None else ended - taken
 
 
-def living(leases: Leases, names: Collection[str], dead: Collection[int]) -> dict[str, str]:
+def living(leases: Leases, names: Collection[str], dead: Collection[int], ours: Collection[int] = ()) -> dict[str, str]:
     """Those of ``names`` that are leased, each with the reason why the lease counts.
 
     ``dead`` is what :func:`dead` said; a PID in it that runs by now counts again, and one that it was
-    not asked about counts.
+    not asked about counts. The leases of processes that are ``ours`` never count.
     """
     leased = [name for name in names if name in leases.by_name]
     if not leased:
@@ -91,7 +131,7 @@ def living(leases: Leases, names: Collection[str], dead: Collection[int]) -> dic
     present, running = listed_pids(), functools.cache(is_running)
     found = {}
     for name in leased:
-        for pid in leases.by_name[name]:
+        for pid in [lease.pid for lease in leases.by_name[name] if lease.pid not in ours]:
             if pid in present and running(pid):
                 found[name] = f"a running process (PID {pid}) holds a lease for {name}"
                 break
@@ -103,12 +143,12 @@ def living(leases: Leases, names: Collection[str], dead: Collection[int]) -> dic
 
 def summary(leases: Leases, dead: Collection[int]) -> LeaseFile:
     """The report on a lease file; ``dead`` is what :func:`dead` said of all its PIDs."""
-    running = sum(pid not in dead for pids in leases.by_name.values() for pid in pids)
-    return LeaseFile(leases.path, leases.content is not None, leases.count, running)
+    running = sum(lease.pid not in dead for lease in leases.all)
+    return LeaseFile(leases.path, leases.content is not None, len(leases.all), running)
 
 
-def _parse(content: bytes) -> list[tuple[str, int]]:
-    """The bridge and the PID of each lease; raises :class:`_NotUnderstoodError` with the reason."""
+def _parse(content: bytes) -> list[Lease]:
+    """The leases; raises :class:`_NotUnderstoodError` with the reason."""
     if not content.strip():
         return []
     try:
@@ -127,7 +167,7 @@ def _parse(content: bytes) -> list[tuple[str, int]]:
     return [_parse_lease(subnet, lease) for subnet, lease in leases.items()]
 
 
-def _parse_lease(subnet: str, lease: object) -> tuple[str, int]:
+def _parse_lease(subnet: str, lease: object) -> Lease:
     where = f"lease {ascii(subnet)[:60]}"
     if not isinstance(lease, dict):
         raise _NotUnderstoodError(f"{where} is no object")
@@ -137,7 +177,7 @@ def _parse_lease(subnet: str, lease: object) -> tuple[str, int]:
     # bool is an int to Python, and a PID outside the kernel's range does not tell which process runs.
     if not isinstance(pid, int) or isinstance(pid, bool) or not 0 < pid <= PID_MAX:
         raise _NotUnderstoodError(f"{where} has no valid pid")
-    return bridge, pid
+    return Lease(subnet, bridge, pid)
 
 
 def _no_name_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Collection
 from typing import NamedTuple
 
 from netsweep.errors import NetsweepError
+from netsweep.host.clocks import process_age
 
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 """PROC_PID_INIT_INO, linux/proc_ns.h."""
+
+_STARTTIME = 19
+"""The field of /proc/PID/stat, counted from the first behind the name (proc(5))."""
 
 _LOCKED_INODES = re.compile(
     rb"^lock:\t\d+: (?:FLOCK|LEASE +(?:BREAKING|ACTIVE +WRITE)) .*?\w+:\w+:(\d+) ", re.MULTILINE
@@ -48,21 +53,55 @@ def all_pids() -> set[int] | None:
     ``None`` where that cannot be known: this process is not in the initial PID namespace, or /proc
     does not show all processes.
     """
+    found = _namesakes()
+    return None if found is None else set(found)
+
+
+def ages(pids: Collection[int]) -> dict[int, float]:
+    """The age, in seconds, of the oldest running process that has each of ``pids``, in any PID namespace.
+
+    A PID that nobody has is missing, and so is one whose age is not to be compared with that of an address.
+    """
+    known: dict[int, float] = {}
+    found = _namesakes() or {}
+    for pid in found.keys() & pids:
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            # The name in parentheses may hold anything.
+            behind_name = [_read(f"/proc/{each}/stat").rpartition(b")")[2].split() for each in found[pid]]
+            age = process_age(min(int(fields[_STARTTIME]) for fields in behind_name))
+            if age is not None:
+                known[pid] = age
+    return known
+
+
+def _namesakes() -> dict[int, list[int]] | None:
+    """The running processes, by the PIDs that they have in all their PID namespaces; see :func:`all_pids`."""
     try:
         if os.stat("/proc/self/ns/pid").st_ino != _INITIAL_PID_NAMESPACE:
             return None
         # Mounted with hidepid, /proc leaves out other users' processes: the first one is root's.
         if not os.path.exists("/proc/1"):
             return None
-        pids: set[int] = set()
+        found: dict[int, list[int]] = {}
         for pid in listed_pids():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
                 status = _status(pid)
                 if not _has_ended(status):
-                    pids.update(map(int, status[b"NSpid"].split()))
+                    for each in map(int, status[b"NSpid"].split()):
+                        found.setdefault(each, []).append(pid)
     except (OSError, KeyError, ValueError):
         return None
-    return pids
+    return found
+
+
+def ancestors() -> set[int]:
+    """The PIDs of this process and of those that it descends from, as they are here."""
+    found, pid = set[int](), os.getpid()
+    with contextlib.suppress(OSError, KeyError, ValueError):
+        while pid > 0 and pid not in found:
+            found.add(pid)
+            pid = int(_status(pid)[b"PPid"])
+    return found - {1}
 
 
 def listed_pids() -> set[int]:

@@ -121,7 +121,7 @@ def diagnose(options: Options) -> Diagnosis:
 
 
 def _settings(options: Options) -> dict[str, Any]:
-    left_out = ("profile", "globs", "patterns", "chains_given", "max_deletes", "journal")
+    left_out = ("profile", "globs", "patterns", "chains_given", "max_deletes", "bridges", "min_age", "journal")
     rest = {name: value for name, value in vars(options).items() if name not in left_out}
     return {"profile": options.profile.name, "names": options.globs, **rest}
 
@@ -157,8 +157,7 @@ def _lease_file(found: Diagnosis, path: str) -> dict[str, Any]:
     read = found.attempt(lambda: leases.read(path), needed=False)
     if read is None:
         return {"path": path, "exists": os.path.lexists(path), "leases": None, "running": None}
-    pids = {pid for each in read.by_name.values() for pid in each}
-    return asdict(leases.summary(read, leases.dead(pids)))
+    return asdict(leases.summary(read, leases.dead(read.pids)))
 
 
 def _lock(found: Diagnosis, name: str, path: str, *, timeout: float, option: str, needed: bool) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from netsweep.errors import ContentionError, NetsweepError, NotPermittedError
 from netsweep.firewall import Standing, Transaction
 from netsweep.firewall.ipset import set_name
 from netsweep.host.files import create_regular, describe, open_regular
-from netsweep.model import BACKENDS, Chain, Family, Rule, Table, Undo
+from netsweep.model import BACKENDS, Bridge, Chain, Family, Rule, Table, Undo
 from netsweep.version import __version__
 
 FORMAT = 2
@@ -81,22 +81,32 @@ class Saved(NamedTuple):
 class Journal:
     """Writes down what is about to go; see :mod:`netsweep.jobs.journal`. A context manager.
 
-    Raises :class:`NetsweepError` where the file exists: what it holds is somebody's only way back.
+    The file is created when something is to go. All methods raise :class:`NetsweepError` where it exists then: what it
+    holds is somebody's only way back.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
-        try:
-            self._file = create_regular(path, os.O_WRONLY | os.O_APPEND, 0o600, what=_WHAT)
-        except FileExistsError:
-            raise NetsweepError(f"{_WHAT} {path!a} exists already: nothing was deleted; give a new name") from None
+        self._file: int | None = None
         self._entries = 0
+        self._bridges = 0
         self._sets: dict[int, str] = {}
+
+    def _open(self) -> int:
+        try:
+            self._file = create_regular(self._path, os.O_WRONLY | os.O_APPEND, 0o600, what=_WHAT)
+        except FileExistsError:
+            raise NetsweepError(
+                f"{_WHAT} {self._path!a} exists already: nothing was deleted; give a new name"
+            ) from None
         header = {"netsweep_journal": FORMAT, "version": __version__, "written_at_unix": int(time.time())}
         self._write({**header, "namespace": namespace()})
+        return self._file
 
     def check(self, rules: Iterable[Rule]) -> None:
         """Raise :class:`NetsweepError` where one of ``rules`` could not be put back."""
+        if self._file is None:
+            self._open()
         for rule in rules:
             undo = _undo(rule)
             lost = undo.lost
@@ -131,6 +141,12 @@ class Journal:
         where = {"backend": backend, "family": family, "table": name, "incarnation": transaction.incarnation}
         self._write({"entry": self._entries, **where, "rules": saved})
 
+    def note(self, bridge: Bridge) -> None:
+        """Write down that ``bridge`` is about to go, for the record: a restore does not bring it back."""
+        self._bridges += 1
+        addresses = [address.text for address in bridge.addresses]
+        self._write({"bridge": bridge.name, "addresses": addresses, "mtu": bridge.mtu, "mac": bridge.mac})
+
     def confirm(self) -> None:
         """Note that the last entry's rules have gone."""
         self._write({"done": self._entries})
@@ -139,9 +155,11 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._file is None:
+            return
         with suppress(OSError):
             # A file without entries tells nothing.
-            if not self._entries and os.path.samestat(os.fstat(self._file), os.lstat(self._path)):
+            if not (self._entries or self._bridges) and os.path.samestat(os.fstat(self._file), os.lstat(self._path)):
                 os.unlink(self._path)
         os.close(self._file)
 
@@ -165,7 +183,7 @@ class Journal:
         data = json.dumps({**line, "digest": _digest(line)}).encode("ascii") + b"\n"
         try:
             while data:
-                data = data[os.write(self._file, data) :]
+                data = data[os.write(self._open() if self._file is None else self._file, data) :]
         except OSError as error:
             raise describe(error, f"cannot write {_WHAT} {self._path!a}") from error
 
@@ -212,8 +230,8 @@ def namespace() -> list[str | int]:
     return [boot_id, cookie]
 
 
-def read(path: str) -> tuple[list[list[Saved]], list[str | int]]:
-    """The entries of the journal at ``path``, oldest first, and the network namespace that it is of.
+def read(path: str) -> tuple[list[list[Saved]], list[str], list[str | int]]:
+    """The entries of the journal at ``path``, oldest first, the bridges in it, and the network namespace that it is of.
 
     An entry that was not done is left out where another follows, as then its transaction came to
     nothing; of the last one nobody knows. Its rules go into the kernel as they are, so only a file
@@ -238,7 +256,7 @@ def read(path: str) -> tuple[list[list[Saved]], list[str | int]]:
         header, *rest = map(_line, lines[:-1])
         if header["netsweep_journal"] != FORMAT:
             raise ValueError("unknown format")
-        return list(_entries(rest)), header["namespace"]
+        return list(_entries(rest)), [str(line["bridge"]) for line in rest if "bridge" in line], header["namespace"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise NetsweepError(f"{path!a} is not a {_WHAT} of netsweep, or it is damaged") from error
 

@@ -17,6 +17,7 @@ from netsweep.host.leases import Leases
 from netsweep.jobs.patience import Patience
 from netsweep.model import Chain, Family, Life, Rule, Table
 from netsweep.output.failures import explain
+from netsweep.output.text import changes
 from netsweep.policy.names import Names
 from netsweep.policy.patterns import ChainPattern
 from netsweep.policy.verdicts import Policy
@@ -64,11 +65,15 @@ class Living(NamedTuple):
 
 
 class Judge:
-    """Decides on rules: by policy, and by who is alive here. A context manager that holds at most one socket."""
+    """Decides on rules: by policy, and by who is alive here. A context manager that holds at most one socket.
 
-    def __init__(self, options: Options) -> None:
+    ``ours``: the processes whose leases do not count.
+    """
+
+    def __init__(self, options: Options, ours: Collection[int] = ()) -> None:
         profile = options.profile
         names = Names(options.prefixes, options.protected, profile.comments, options.globs)
+        self._ours = ours
         self.policy = Policy(names, profile.claims, include_negated=options.include_negated)
         self._settle = options.settle
         self._settled: frozenset[str] = frozenset()
@@ -121,12 +126,24 @@ class Judge:
 
     def _living(self, rules: Sequence[Rule]) -> Living:
         names, indexes = self.policy.asked(rules)
+        found, dead = self.leases()
+        gone, devices = self._find(names, indexes)
+        return Living(Life(gone, devices, leases.living(found, names, dead, self._ours)), found, dead)
+
+    def leases(self) -> tuple[Leases, Collection[int]]:
+        """The leases of now, and which of their processes are dead; raises as :func:`netsweep.host.leases.read`."""
         found = self._read_leases(self._leases)
         if found is not self._leases:
             self._leases = found
-            self._dead = leases.dead({pid for pids in found.by_name.values() for pid in pids})
-        gone, devices = self._find(names, indexes)
-        return Living(Life(gone, devices, leases.living(found, names, self._dead)), found, self._dead)
+            self._dead = leases.dead(found.pids)
+        return found, self._dead
+
+    def leases_since(self, known: Leases) -> Leases:
+        """``known`` with what was written since, under the subnet lock.
+
+        Raises :class:`ContentionError` where a lease file that takes long to read has changed.
+        """
+        return self._read_leases(known, PARSE_MAX)
 
     def _read_leases(self, known: Leases | None, parse_max: int | None = None) -> Leases:
         if self._lease_file is None:
@@ -139,11 +156,13 @@ class Judge:
         Raises :class:`ContentionError` where a lease file that takes long to read has changed.
         """
         gone, known = living.life.gone, living.leases
-        found = self._read_leases(known, PARSE_MAX)
+        found = self.leases_since(known)
         # A process that was dead is not the one of a lease that is new, which may be of another PID namespace.
-        new = {p for name in gone for p in found.by_name.get(name, ()) if p not in known.by_name.get(name, ())}
+        new = {
+            each.pid for name in gone for each in found.by_name.get(name, ()) if each not in known.by_name.get(name, ())
+        }
         dead = set(living.dead) - new if found is not known else living.dead
-        return living.life._replace(leases=leases.living(found, gone, dead))
+        return living.life._replace(leases=leases.living(found, gone, dead, self._ours))
 
     def confirm(self, orphans: Sequence[Rule], life: Life) -> None:
         """Ask again which interfaces exist; raises :class:`ContentionError` where one keeps an orphan now."""
@@ -194,7 +213,7 @@ def reporting(report: Report) -> Iterator[None]:
         if isinstance(failure, BusyError):
             # The status of a timeout promises that nothing was changed.
             if report.changed:
-                failure = NetsweepError(f"{failure}; {report.deleted + report.restored} rules were changed before")
+                failure = NetsweepError(f"{failure}; before that, it {changes(report)}")
             else:
                 failure = BusyError(f"{failure}; nothing was changed")
         report.errors.append(str(failure))

@@ -38,7 +38,7 @@ def restore(path: str | os.PathLike[str], wait: float | None = None, *, force: b
     report = Report("restore")
     with reporting(report), ExitStack() as stack:
         require_net_admin()
-        entries, namespace = journal.read(path)
+        entries, bridges, namespace = journal.read(path)
         # Two restores of one journal at the same time would both find its rules missing.
         stack.enter_context(locks.held(LockTimes(path), wait, mode=0o600, what="journal", option="--wait"))
         if namespace != journal.namespace() and not force:
@@ -57,8 +57,11 @@ def restore(path: str | os.PathLike[str], wait: float | None = None, *, force: b
         for act in (_check, _put_back):
             for table, of_table in tables.items():
                 patience.retry(partial(act, backends[table.backend], table, of_table, wait, report))
+        if bridges:
+            report.warn(f"bridges are not brought back: {', '.join(sorted(set(bridges)))}")
         if not report.restored:
-            raise NetsweepError("every rule of the journal stands already: nothing was restored")
+            why = "every rule of the journal stands already" if entries else "there are no rules in the journal"
+            raise NetsweepError(f"{why}: nothing was restored")
     return report
 
 

@@ -14,16 +14,17 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
 from netsweep.errors import NetsweepError, TableError
 from netsweep.firewall import Backend
 from netsweep.host import locks
+from netsweep.jobs.locked import subnet_locked
 from netsweep.jobs.look import Judge, look_around, opened, reporting
 from netsweep.jobs.patience import Patience
-from netsweep.model import Finding, Rule, Table, Verdict
+from netsweep.model import BridgeFinding, Finding, Rule, Table, Verdict
 from netsweep.output.text import count
 from netsweep.profiles.options import Options
 from netsweep.report import LockTimes, Report
@@ -40,7 +41,8 @@ twice and 11.5 s with half of it."""
 def find_orphans(options: Options, *, keep: bool = False, command: str = "list", dry_run: bool = False) -> Report:
     """Report the orphaned rules, and with ``keep`` the others that get a verdict; change nothing, take no lock.
 
-    Orphans in chains that were not selected are counted. Raises :class:`~netsweep.errors.NetsweepError`.
+    Where bridges are asked for, so are they, and the rules that would go with them are orphans too. Orphans in chains
+    that were not selected are counted. Raises :class:`~netsweep.errors.NetsweepError`.
     """
     report = Report(command, dry_run=dry_run)
     with reporting(report), Judge(options) as judge, opened(options, judge.prefilter) as backends:
@@ -49,25 +51,32 @@ def find_orphans(options: Options, *, keep: bool = False, command: str = "list",
         if options.settle and judge.policy.orphans([*look.rules, *look.elsewhere], look.life):
             # Their owner may have deleted some of the rules meanwhile.
             look = look_around(options, backends, judge, patience, report, everywhere=True, again=True)
-        findings = judge.policy.judge(look.rules, look.life)
+        life, leaked = look.life, list[BridgeFinding]()
+        if options.bridges:
+            from netsweep.host.links import Links  # most runs need none of these
+            from netsweep.jobs import bridges
+
+            with Links() as links:
+                leaked = bridges.find_leaked(options, judge, links, patience, report, keep=keep).leaked
+            life = bridges.presumed_gone(life, leaked)
+        findings = judge.policy.judge(look.rules, life)
         report.add_orphans([finding for finding in findings if finding.verdict is Verdict.ORPHAN])
         report.negated = [finding for finding in findings if finding.verdict is Verdict.NEGATED]
         report.kept = [finding for finding in findings if keep and finding.verdict is not Verdict.ORPHAN]
-        report.elsewhere = len(judge.policy.orphans(look.elsewhere, look.life))
+        report.elsewhere = len(judge.policy.orphans(look.elsewhere, life))
         if dry_run:
-            _check_number(options, len(report.orphans))
+            _check_number(options, len(report.orphans), len(leaked))
     return report
 
 
-def _check_number(options: Options, number: int) -> None:
-    if options.max_deletes is not None and number > options.max_deletes:
-        raise NetsweepError(
-            f"{count(number, 'rule')} would go, which is more than --max-deletes {options.max_deletes:,}"
-        )
+def _check_number(options: Options, rules: int, bridges: int = 0) -> None:
+    if options.max_deletes is not None and rules + bridges > options.max_deletes:
+        going = count(rules, "rule") + (f" and {count(bridges, 'bridge')}" if bridges else "")
+        raise NetsweepError(f"{going} would go, which is more than --max-deletes {options.max_deletes:,}")
 
 
 def sweep(options: Options) -> Report:
-    """Delete the orphaned rules and report them.
+    """Delete the orphaned rules, where they are asked for the leaked bridges before, and report them.
 
     Raises :class:`~netsweep.errors.NetsweepError`, whose ``report`` says what was deleted before.
     """
@@ -76,8 +85,10 @@ def sweep(options: Options) -> Report:
         reporting(report),
         Judge(options) as judge,
         opened(options, judge.prefilter, writes=True) as backends,
+        _journal(options) as journal,
     ):
         patience = Patience(options.wait, report)
+        failures = _sweep_bridges(options, backends, judge, journal, patience, report) if options.bridges else []
         # What a journal could not put back, and how much goes, has to be known before anything goes.
         limit = None if options.journal or options.max_deletes is not None else LOOK_MAX
         began, more = time.monotonic(), True
@@ -85,20 +96,44 @@ def sweep(options: Options) -> Report:
         while more:
             rules, _, life, more = look_around(options, backends, judge, patience, report, limit)
             orphans = _as_numbered_at_first(judge.policy.orphans(rules, life), report)
-            _check_number(options, report.deleted + len(orphans))
+            _check_number(options, report.deleted + len(orphans), report.bridges_deleted)
             kept = [rule for rule in orphans if rule.chain.table in refused]
             if wanted := [rule for rule in orphans if rule.chain.table not in refused]:
-                with _journal(options, wanted) as journal:
-                    kept += _delete_all(options, backends, wanted, judge, journal, patience, refused, report)
+                if journal:
+                    journal.check(wanted)
+                kept += delete_rules(options, backends, wanted, judge, journal, patience, refused, report)
             if limit and 2 * len(wanted) < limit:
                 limit *= 2  # mostly rules that stay: the next look has to see behind them
             if time.monotonic() > began + options.wait:
                 limit = None  # who leaks as fast as this deletes must not keep it going: the next look is the last
             judge.policy.forget()
-        if refused:
-            report.add_orphans(judge.policy.found(kept))
-            raise TableError("; ".join(refused.values()))
+        report.add_orphans(judge.policy.found(kept))
+        if failures or refused:
+            raise TableError("; ".join([*failures, *refused.values()]))
     return report
+
+
+def _sweep_bridges(
+    options: Options,
+    backends: Mapping[str, Backend],
+    judge: Judge,
+    journal: Journal | None,
+    patience: Patience,
+    report: Report,
+) -> list[str]:
+    """Delete the leaked bridges, and leases that are good for nothing; return what failed."""
+    from netsweep.host.links import Links  # most runs need none of these
+    from netsweep.jobs import bridges
+
+    with Links() as links:
+        look = bridges.find_leaked(options, judge, links, patience, report)
+        if look.leaked and (journal or options.max_deletes is not None):
+            rules, _, life, _ = look_around(options, backends, judge, patience, report)
+            orphans = judge.policy.orphans(rules, bridges.presumed_gone(life, look.leaked))
+            _check_number(options, len(orphans), len(look.leaked))
+            if journal:
+                journal.check(orphans)
+        return bridges.delete_leaked(options, judge, links, look, journal, patience, report)
 
 
 def _as_numbered_at_first(rules: list[Rule], report: Report) -> list[Rule]:
@@ -107,7 +142,7 @@ def _as_numbered_at_first(rules: list[Rule], report: Report) -> list[Rule]:
     return [rule._replace(position=rule.position + gone[rule.chain]) for rule in rules] if gone else rules
 
 
-def _delete_all(
+def delete_rules(
     options: Options,
     backends: Mapping[str, Backend],
     orphans: Sequence[Rule],
@@ -176,14 +211,13 @@ def _delete_some(
 
 
 @contextmanager
-def _journal(options: Options, orphans: Sequence[Rule]) -> Iterator[Journal | None]:
+def _journal(options: Options) -> Iterator[Journal | None]:
     if options.journal is None:
         yield None
         return
     from netsweep.jobs.journal import Journal  # most runs need none
 
     with Journal(options.journal) as journal:
-        journal.check(orphans)
         yield journal
 
 
@@ -198,21 +232,16 @@ def _locked(backend: Backend, options: Options, report: Report) -> Iterator[None
 
     Each timeout bounds the whole run, however often the lock is taken.
     """
-    subnet = report.subnet_lock or LockTimes(options.lock_file or "")
     xtables = report.xtables_lock or LockTimes(locks.xtables_lock_path())
     try:
-        left = max(0.0, options.lock_timeout - subnet.waited_ms / 1000)
         with (
-            locks.held(subnet, left, mode=0o666, what="subnet lock", option="--lock-timeout")
-            if options.lock_file
-            else nullcontext(),
+            subnet_locked(options, report),
             backend.locked(xtables, max(0.0, options.wait - xtables.waited_ms / 1000)),
             _uncollected(),
         ):
             yield
     finally:
         # A lock that was never held is not reported.
-        report.subnet_lock = subnet if subnet.held_ms else None
         report.xtables_lock = xtables if xtables.held_ms else None
 
 

@@ -27,7 +27,7 @@ def github_lines(report: Report, *, verbose: bool = False, best_effort: bool = F
     if report.errors:
         level = "warning" if best_effort else "error"
         text = f"{escape('; '.join(report.errors))} ({text.rstrip('.')})"
-    elif report.orphans and not report.changed:
+    elif (report.orphans or report.leaked) and not report.changed:
         level = "warning"
     yield _annotation(level, text)
 

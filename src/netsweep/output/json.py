@@ -8,14 +8,14 @@ from dataclasses import asdict
 from itertools import islice
 from typing import Any, TextIO
 
-from netsweep.model import Finding
+from netsweep.model import BridgeFinding, Finding
 from netsweep.report import BackendReport, LockTimes, Report
 from netsweep.version import __version__
 
 SCHEMA = 1
 """Version of the JSON; grows when a field changes its meaning, not when one is added."""
 
-_RULE_LISTS = ("orphans", "negated", "kept")
+_RULE_LISTS = ("orphans", "negated", "kept", "bridges")
 
 
 def write_json(report: Report, out: TextIO) -> None:
@@ -47,11 +47,15 @@ def _fields(report: Report) -> Iterator[tuple[str, Any]]:
     yield "orphans", map(_rule_dict, report.orphans)
     yield "negated", map(_rule_dict, report.negated)
     yield "kept", map(_rule_dict, report.kept)
+    yield "bridges", map(_bridge_dict, report.bridges)
+    yield "bridges_scanned", report.bridges_scanned
+    yield "bridges_deleted", report.bridges_deleted
     yield "backends", [_backend_dict(backend, report.command) for backend in report.backends]
     yield "chains", report.chains
     yield "overlooked", report.overlooked
     yield "elsewhere", report.elsewhere
-    yield "leases", report.leases and asdict(report.leases)
+    stale = {"stale": report.stale_leases, "removed": report.leases_removed}
+    yield "leases", report.leases and {**asdict(report.leases), **stale}
     yield "locks", {"subnet": _lock_dict(report.subnet_lock), "xtables": _lock_dict(report.xtables_lock)}
     yield "duration_ms", round(report.duration_ms, 1)
     yield "warnings", report.warnings
@@ -77,6 +81,21 @@ def _rule_dict(finding: Finding) -> dict[str, Any]:
         "verdict": finding.verdict.value,
         "reason": finding.reason,
         "live_traffic": finding.live_traffic,
+    }
+
+
+def _bridge_dict(finding: BridgeFinding) -> dict[str, Any]:
+    bridge, lease = finding.bridge, finding.lease
+    return {
+        "name": bridge.name,
+        "ifindex": bridge.ifindex,
+        "subnet": bridge.subnet,
+        "age_seconds": bridge.age,
+        "lease": lease and {"subnet": lease.subnet, "pid": lease.pid},
+        "ports": bridge.ports,
+        "verdict": finding.verdict.value,
+        "reason": finding.reason,
+        "deleted": finding.deleted,
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from netsweep.model import Family, Finding, Verdict
+from netsweep.model import BridgeFinding, Family, Finding, Verdict
 from netsweep.output.escape import escape
 from netsweep.policy.patterns import ALL_CHAINS
 from netsweep.report import Report
@@ -19,6 +19,12 @@ NAMES_MAX = 6
 
 def text_lines(report: Report, *, verbose: bool = False) -> Iterator[str]:
     """The report in lines: groups, then every rule where ``verbose``, then what was done."""
+    if leaked := report.leaked:
+        limit = None if verbose else ROWS_MAX
+        yield from map(_torn_down if report.command == "teardown" else _bridge_line, leaked[:limit])
+        if limit is not None and len(leaked) > limit:
+            yield f"... {count(len(leaked) - limit, 'more leaked bridge')} (-v lists all)"
+        yield ""
     if report.orphans:
         yield from _grouped(report.orphans, None if verbose else ROWS_MAX)
         yield ""
@@ -28,8 +34,11 @@ def text_lines(report: Report, *, verbose: bool = False) -> Iterator[str]:
     if report.negated:
         yield from _negated(report, None if verbose else ROWS_MAX)
         yield ""
-    if kept := [finding for finding in report.kept if finding.verdict is not Verdict.NEGATED or not report.negated]:
+    kept = [finding for finding in report.kept if finding.verdict is not Verdict.NEGATED or not report.negated]
+    bridges = [finding for finding in report.bridges if finding.verdict is not Verdict.LEAKED]
+    if kept or bridges:
         yield "Kept, and why:"
+        yield from map(_bridge_line, bridges)
         yield from map(_rule_line, kept)
         yield ""
     if verbose and (leases := report.leases) and leases.exists:
@@ -73,6 +82,16 @@ def _negated(report: Report, limit: int | None) -> Iterator[str]:
     )
 
 
+def _bridge_line(finding: BridgeFinding) -> str:
+    bridge = finding.bridge
+    where = f" {bridge.subnet}" if bridge.subnet else ""
+    return f"bridge {escape(bridge.name)}{where} -- {finding.verdict.value}: {escape(finding.reason)}"
+
+
+def _torn_down(finding: BridgeFinding) -> str:
+    return _bridge_line(finding).partition(" -- ")[0]
+
+
 def _place(finding: Finding) -> tuple[str, str]:
     table = finding.rule.chain.table
     return _label(table.backend, table.family), f"{table.name}/{finding.rule.chain.name}"
@@ -110,26 +129,35 @@ def summary(report: Report, *, verbose: bool = False) -> str:
     """
     took = _duration(report.duration_ms)
     if report.errors:
-        verb, number = ("restored", report.restored) if report.command == "restore" else ("deleted", report.deleted)
-        done = f"{verb} {count(number, 'rule')}" if report.changed else "nothing was changed"
-        left = len(report.orphans) - report.deleted
-        rest = f", {left:,} left: run it again" if report.deleted and left else ""
+        done = changes(report) or "nothing was changed"
+        left = len(report.orphans) - report.deleted + len(report.leaked) - report.bridges_deleted
+        rest = f", {left:,} left: run it again" if done.startswith("deleted") and left else ""
         return f"Failed after {took}; {done}{rest}."
     if report.command == "restore":
         restored = ", ".join(f"{_label(b.name, b.family)}: {b.restored:,}" for b in report.backends)
         return f"Restored {count(report.restored, 'rule')} in {took} ({restored})."
+    if report.command == "teardown":
+        return f"{changes(report).capitalize() or 'Nothing was left'} in {took}."
     limit = None if verbose else NAMES_MAX
     notes = "".join(f"; {note}" for note in _not_seen(report, limit)) + "."
-    if not report.orphans:
+    acted = report.command == "sweep" and not report.dry_run
+    leaked = report.bridges_deleted if acted else len(report.leaked)
+    leases = report.leases_removed if acted else report.stale_leases
+    if not (report.orphans or leaked or leases):
         found = f"no orphaned rules, {count(report.scanned, 'rule')} read" if report.scanned else "no rules"
+        if report.bridges_scanned is not None:
+            found = f"no leaked bridges, {report.bridges_scanned:,} looked at; {found}"
         return f"Nothing to sweep: {found} in {escape(_shortened(report.chains, limit))} ({took}){notes}"
-    bridges = len({finding.bridge for finding in report.orphans})
-    found = f"{count(len(report.orphans), 'orphaned rule')} of {count(bridges, 'bridge')} in {took}"
+    networks = len({finding.bridge for finding in report.orphans})
+    rules = count(len(report.orphans), "orphaned rule") + (f" of {count(networks, 'bridge')}" if networks else "")
+    parts = [count(leaked, "leaked bridge")] if leaked else []
+    parts += [count(leases, "stale lease")] if leases else []
+    found = f"{listed([*parts, rules])} in {took}"
     where = ", ".join(
-        f"{_label(b.name, b.family)}: {b.deleted if report.changed else b.orphans:,} of {count(b.scanned, 'rule')}"
+        f"{_label(b.name, b.family)}: {b.deleted if acted else b.orphans:,} of {count(b.scanned, 'rule')}"
         for b in report.backends
     )
-    if report.changed:
+    if acted:
         return f"Deleted {found} ({where}){notes}"
     hint = "" if report.dry_run else " 'netsweep sweep' with the same options deletes them."
     return f"Found {found} ({where}); nothing was changed{notes}{hint}"
@@ -156,6 +184,20 @@ def elsewhere(number: int, chains: Sequence[str]) -> str:
 def _harm(report: Report) -> str:
     targets = Counter(finding.live_traffic for finding in report.orphans if finding.live_traffic is not None)
     return ", ".join(f"{number:,} {escape(target)}" for target, number in sorted(targets.items()))
+
+
+def changes(report: Report) -> str:
+    """What was changed, as ``deleted 2 bridges and 6 rules``; nothing where nothing was."""
+    if report.command == "restore":
+        return f"restored {count(report.restored, 'rule')}" if report.restored else ""
+    numbers = ((report.bridges_deleted, "bridge"), (report.leases_removed, "lease"), (report.deleted, "rule"))
+    done = [count(number, noun) for number, noun in numbers if number]
+    return f"deleted {listed(done)}" if done else ""
+
+
+def listed(texts: Sequence[str]) -> str:
+    """``texts`` in a sentence."""
+    return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
 
 
 def _shortened(texts: Sequence[str], limit: int | None) -> str:

@@ -37,7 +37,10 @@ _TOUCHES_NAME = re.compile(r"[^\W_]\{name\}|\{name\}[^\W_]|\}\{name\}|\{name\}\{
 """Where a name begins and ends could not be told."""
 
 _LISTS = ("names", "prefixes", "protected", "comments", "chains", "private", "never", "checked_with", "cannot_sweep")
-_TEXTS = ("about", "lock_file", "lease_file")
+_TEXTS = ("about", "lock_file", "lease_file", "min_age", "subnets")
+
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
+_DURATION_UNITS = (86400, 3600, 60, 1)
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,10 @@ class Profile:
     ``names`` are globs and ``prefixes`` beginnings of interface names; interfaces that begin with one of
     ``protected`` are never touched. ``comments`` are forms with ``{role}`` and ``{name}``. ``chains`` are
     where to look, as ``[FAMILY:]TABLE/CHAIN`` with globs; ``never`` are chains whose rules stay whatever
-    they are. ``settle`` is in seconds. ``lock_file`` and ``lease_file`` may begin with ``$TMPDIR``;
-    ``None`` means that the software has none.
+    they are. ``settle`` and ``min_age`` are in seconds; the latter is how old a bridge without a lease has to be
+    to count as leaked, and ``None`` where no age proves that. ``subnets`` are those of its networks, as
+    ``FIRST-LAST``. ``lock_file`` and ``lease_file`` may begin with ``$TMPDIR``; ``None`` means that the software
+    has none.
     """
 
     name: str
@@ -63,8 +68,18 @@ class Profile:
     settle: float
     lock_file: str | None
     lease_file: str | None
+    min_age: float | None
+    subnets: str | None
     checked_with: tuple[str, ...]
     cannot_sweep: tuple[str, ...]
+
+
+def duration(text: str) -> float:
+    """The seconds in a time as ``90s``, ``20m``, ``1h30m`` or ``2d``, or in a number; raises :class:`ValueError`."""
+    found = _DURATION.fullmatch(text.strip())
+    if not found or not text.strip():
+        raise ValueError(f"{text!a} is not a time as 90s, 20m, 1h30m or 2d")
+    return sum(float(number or 0) * unit for number, unit in zip(found.groups(), _DURATION_UNITS, strict=True))
 
 
 def available() -> list[str]:
@@ -168,6 +183,8 @@ def _profile(name: str, content: Mapping[str, Any]) -> Profile:
         settle=float(settle),
         lock_file=texts.get("lock_file"),
         lease_file=texts.get("lease_file"),
+        min_age=duration(texts["min_age"]) if "min_age" in texts else None,
+        subnets=texts.get("subnets"),
         checked_with=lists["checked_with"],
         cannot_sweep=lists["cannot_sweep"],
     )

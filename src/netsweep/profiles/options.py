@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Iterable
@@ -10,7 +11,15 @@ from dataclasses import dataclass
 from netsweep import profiles
 from netsweep.errors import UsageError
 from netsweep.model import BACKENDS, Chain, Family, Table
-from netsweep.policy.patterns import ALL_CHAINS, ChainPattern, chain_pattern, check_names, literal_beginning
+from netsweep.policy.patterns import (
+    ALL_CHAINS,
+    ANY_CHAIN,
+    ChainPattern,
+    chain_pattern,
+    check_names,
+    glob_of,
+    literal_beginning,
+)
 
 LOCK_TIMEOUT = 30.0
 """Seconds. Tests hold the subnet lock for milliseconds, but dozens of them may queue for it."""
@@ -36,8 +45,9 @@ class Options:
 
     An option that is missing or ``None`` has the profile's value. ``name`` adds to the names of the
     profile; all others replace what it says. Several values come as any iterable, which is read once; a
-    single string is one value. ``lock_timeout``, ``wait`` and ``settle`` are seconds; ``max_deletes`` is a
-    number of rules. Raises :class:`UsageError` for values that cannot be used.
+    single string is one value. ``lock_timeout``, ``wait`` and ``settle`` are seconds; ``min_age`` too, or a text
+    as ``1h30m``; ``max_deletes`` is a number of rules and bridges. Raises :class:`UsageError` for values that
+    cannot be used.
     """
 
     profile: profiles.Profile
@@ -56,6 +66,8 @@ class Options:
     lock_timeout: float
     wait: float
     max_deletes: int | None
+    bridges: bool
+    min_age: float
     journal: str | None
 
     def __init__(
@@ -76,6 +88,8 @@ class Options:
         lock_timeout: float | None = None,
         wait: float | None = None,
         max_deletes: int | None = None,
+        bridges: bool = False,
+        min_age: float | str | None = None,
         journal: str | os.PathLike[str] | None = None,
     ) -> None:
         base = profiles.load(profiles.DEFAULT if profile is None else _profile_name(profile))
@@ -99,6 +113,8 @@ class Options:
             lock_timeout=LOCK_TIMEOUT if lock_timeout is None else seconds("lock-timeout", lock_timeout),
             wait=WAIT if wait is None else seconds("wait", wait),
             max_deletes=None if max_deletes is None else _number("max-deletes", max_deletes),
+            bridges=bool(bridges),
+            min_age=_min_age(base, min_age),
             journal=None if journal is None else path("journal", journal),
         )
         self._check()
@@ -113,6 +129,19 @@ class Options:
         """The families of the tables to look at."""
         return FAMILIES[self.family]
 
+    def only(self, names: Iterable[str]) -> Options:
+        """These options for interfaces with just these ``names``, whatever chain their rules are in."""
+        narrowed = copy.copy(self)
+        vars(narrowed).update(
+            prefixes=(),
+            globs=tuple(map(glob_of, names)),
+            chains=(ALL_CHAINS,),
+            chains_given=False,
+            patterns=(ANY_CHAIN,),
+            settle=0.0,
+        )
+        return narrowed
+
     def selects(self, chain: Chain) -> bool:
         """Whether ``chain`` is one to look at."""
         return chain.table.family in self.families and any(pattern.matches(chain) for pattern in self.patterns)
@@ -122,6 +151,11 @@ class Options:
         return not any(pattern.matches(chain) for pattern in self.profile.never)
 
     def _check(self) -> None:
+        if self.bridges and self.profile.min_age is None:
+            raise UsageError(
+                f"profile {self.profile.name!a} has no min_age: its bridges may be idle for as long as they like, so "
+                "nothing proves that one leaked"
+            )
         if self.backend not in CHOICES:
             raise UsageError(f"there is no backend {self.backend!a}: give {', '.join(CHOICES[:-1])} or {CHOICES[-1]}")
         if self.family not in tuple(FAMILIES):  # which need not be hashable
@@ -168,6 +202,15 @@ def seconds(option: str, value: object, most: float = math.inf) -> float:
         allowed = "0 seconds or more" if most == math.inf else f"0 to {most:g} seconds"
         raise UsageError(f"--{option} has to be {allowed}, not {value!a}")
     return float(value)
+
+
+def _min_age(base: profiles.Profile, given: object) -> float:
+    if given is None:
+        return base.min_age or 0.0
+    try:
+        return seconds("min-age", profiles.duration(given) if isinstance(given, str) else given)
+    except ValueError as error:
+        raise UsageError(f"--min-age has to be a time as 90s, 20m, 1h30m or 2d, not {given!a}") from error
 
 
 def _number(option: str, value: object) -> int:

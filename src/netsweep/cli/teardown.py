@@ -1,0 +1,42 @@
+"""``netsweep teardown``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from netsweep.cli.options import option, options_of, output_options, whose_options
+from netsweep.cli.outcome import show
+from netsweep.report import Report
+
+
+@click.command("teardown")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@option("--subnet", metavar="CIDR", help="The network's subnet, where neither its lease nor its bridge tells.")
+@option("--force", is_flag=True, help="Also where another running process leases it.")
+@whose_options
+@output_options
+def command(names: tuple[str, ...], subnet: str | None, force: bool, form: str, verbose: bool, **settings: Any) -> int:
+    """Delete whole networks by the NAMEs of their bridges.
+
+    The clean-up of a test: deletes the routes of the subnet on the bridge, the bridge, its rules in every chain of
+    every family, and its lease last, so that nobody else gets the subnet while it is taken down. What is gone already
+    is done; run it again after it was killed. Exits with 0 only where nothing of the network is left.
+
+    Refuses names that are not owned or are protected, and networks that another running process leases. A network
+    that is leased by the process that calls netsweep, or by one that this descends from, is its own.
+
+    \b
+    Examples:
+      sudo netsweep teardown hm3fa2001
+      sudo netsweep teardown hm3fa2001 --subnet 10.200.1.0/24
+    """
+
+    def job() -> Report:
+        options = options_of(settings)
+        from netsweep.jobs.teardown import teardown
+
+        return teardown(options, names, subnet, force=force)
+
+    return show("teardown", job, form, verbose=verbose)[0]

@@ -1,0 +1,186 @@
+"""Take down whole networks by name: what the clean-up of a test does."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import TypeVar
+
+from netsweep.errors import NetsweepError, UsageError
+from netsweep.firewall import Backend
+from netsweep.host import leases
+from netsweep.host.leases import Leases
+from netsweep.host.links import Link, Links
+from netsweep.host.processes import ancestors
+from netsweep.jobs.bridges import bridge_of
+from netsweep.jobs.locked import subnet_locked
+from netsweep.jobs.look import Judge, look_around, opened, reporting
+from netsweep.jobs.patience import Patience
+from netsweep.jobs.sweep import delete_rules
+from netsweep.model import BridgeFinding, Table, Verdict
+from netsweep.profiles.options import Options
+from netsweep.report import Report
+
+T = TypeVar("T")
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_LEFT = (Verdict.ORPHAN, Verdict.LIVE, Verdict.LEASED, Verdict.UNDECIDABLE)
+"""Verdicts on rules that belong to a network."""
+
+
+def teardown(options: Options, names: Sequence[str], subnet: str | None = None, *, force: bool = False) -> Report:
+    """Delete the bridges called ``names``, their routes and rules, and their leases; what is gone already is done.
+
+    ``subnet``: that of the one network, where neither its lease nor its bridge tells. ``force``: also where another
+    running process leases it. The leases go last, so that nobody else gets the name while it is taken down. Raises
+    :class:`~netsweep.errors.NetsweepError` where anything of a network is left; the rest is done all the same.
+    """
+    report, failures = Report("teardown"), list[NetsweepError]()
+    with reporting(report):
+        subnets = _checked(options, names, subnet)
+        only = options.only(names)
+        patience = Patience(options.wait, report)
+        # A test that calls netsweep tears down its own network.
+        ours = ancestors()
+        known = _leases(options)
+        dead = leases.dead(known.pids)
+        if force:
+            ours |= {lease.pid for name in names for lease in known.by_name.get(name, ())}
+        with Links() as links, Judge(only, ours) as judge, opened(only, judge.prefilter, writes=True) as backends:
+
+            def attempt(step: Callable[[], T]) -> T | None:
+                try:
+                    return patience.retry(step)
+                except NetsweepError as error:
+                    failures.append(error)
+                    return None
+
+            refused = set[str]()
+            for name in dict.fromkeys(names):
+                before = len(failures)
+                attempt(partial(_delete_bridge, options, links, name, subnets, (dead, ours), report))
+                refused |= {name} if len(failures) > before else set()
+            down = [name for name in dict.fromkeys(names) if name not in refused]
+            if down:
+                only = options.only(down)
+                with Judge(only, ours) as judge:
+                    attempt(lambda: _delete_rules(only, backends, judge, patience, report))
+                attempt(partial(_remove_leases, options, down, {*dead, *ours}, report))
+                attempt(partial(_check_gone, options, links, down, (dead, ours)))
+        if failures:
+            raise _together(failures)
+    return report
+
+
+def _checked(options: Options, names: Sequence[str], subnet: str | None) -> list[Network]:
+    policy = Judge(options).policy
+    for name in names:
+        if policy.names.protects(name):
+            raise UsageError(f"{name!a} is protected: change --protect if it is not")
+        if not policy.names.owns(name):
+            raise UsageError(f"{name!a} is not a name of ours{policy.names.shape}: see --prefix, --name and --profile")
+    if subnet is None:
+        return []
+    if len(set(names)) > 1:
+        raise UsageError("--subnet is that of one network: give one name")
+    try:
+        return [ipaddress.ip_network(subnet, strict=False)]
+    except ValueError as error:
+        raise UsageError(f"--subnet {subnet!a} is not a subnet as 10.200.1.0/24: {error}") from error
+
+
+def _leases(options: Options) -> Leases:
+    return leases.read(options.lease_file) if options.lease_file else Leases("")
+
+
+def _refuse_leased(options: Options, name: str, dead: Collection[int], ours: Collection[int]) -> Leases:
+    found = _leases(options)
+    if leased := leases.living(found, [name], dead, ours):
+        raise NetsweepError(f"{name} was left alone: {leased[name]}; --force tears it down all the same")
+    return found
+
+
+def _delete_bridge(
+    options: Options,
+    links: Links,
+    name: str,
+    subnets: Sequence[Network],
+    processes: tuple[Collection[int], Collection[int]],
+    report: Report,
+) -> None:
+    """Delete a bridge and its routes under the subnet lock, unless another running process leases it."""
+    if link := _bridge_called(links, name):
+        links.wait_until_quiet(link.ifindex)
+    with subnet_locked(options, report):
+        found = _refuse_leased(options, name, *processes)
+        link = _bridge_called(links, name)
+        if link is None:
+            return
+        bridge = bridge_of(link)._replace(addresses=tuple(links.addresses().get(link.ifindex, ())))
+        known = [address.text for address in bridge.addresses]
+        known += [lease.subnet for lease in found.by_name.get(name, ())]
+        links.delete_routes(link.ifindex, [*subnets, *_networks(known)])
+        if links.delete(link.ifindex):
+            report.bridges.append(BridgeFinding(bridge, Verdict.LEAKED, "it was torn down", deleted=True))
+
+
+def _bridge_called(links: Links, name: str) -> Link | None:
+    link = links.find(name=name)
+    if link and link.name != name:
+        raise NetsweepError(f"{name} was left alone: it is an alternative name of {link.name}")
+    if link and link.kind != "bridge":
+        raise NetsweepError(f"{name} was left alone: it is not a bridge, but {link.kind or 'hardware'}")
+    return link
+
+
+def _networks(texts: Sequence[str]) -> list[Network]:
+    found = list[Network]()
+    for text in texts:
+        try:
+            found.append(ipaddress.ip_network(text, strict=False))
+        except ValueError:  # a lease may be for anything
+            continue
+    return found
+
+
+def _delete_rules(
+    options: Options, backends: Mapping[str, Backend], judge: Judge, patience: Patience, report: Report
+) -> None:
+    refused: dict[Table, str] = {}
+    rules, _, life, _ = look_around(options, backends, judge, patience, report)
+    if orphans := judge.policy.orphans(rules, life):
+        delete_rules(options, backends, orphans, judge, None, patience, refused, report)
+        rules, _, life, _ = look_around(options, backends, judge, patience, report)
+    left = [each for each in judge.policy.judge(rules, life) if each.verdict in _LEFT]
+    if refused or left:
+        shown = [f"{each.rule} is left: {each.reason}" for each in left[:1]]
+        shown += [f"{len(left) - 1} more rules are left"] if len(left) > 1 else []
+        raise NetsweepError("; ".join([*refused.values(), *shown]))
+
+
+def _remove_leases(options: Options, names: Sequence[str], ended: Collection[int], report: Report) -> None:
+    if options.lease_file is None or not any(name in _leases(options).by_name for name in names):
+        return
+    with subnet_locked(options, report):
+        found = _leases(options)
+        report.leases_removed += leases.remove(found, lambda lease: lease.bridge in names and lease.pid in ended)
+
+
+def _check_gone(
+    options: Options, links: Links, names: Sequence[str], processes: tuple[Collection[int], Collection[int]]
+) -> None:
+    """Raise :class:`NetsweepError` where one of ``names`` is there again."""
+    for name in names:
+        if name in _leases(options).by_name:
+            raise NetsweepError(f"{name} was leased again meanwhile")
+        if links.find(name=name):
+            raise NetsweepError(f"{name} was made again meanwhile")
+
+
+def _together(failures: Sequence[NetsweepError]) -> NetsweepError:
+    """One error for all; its exit status is theirs where they agree."""
+    kinds = {type(failure) for failure in failures}
+    kind = kinds.pop() if len(kinds) == 1 else NetsweepError
+    return kind("; ".join(dict.fromkeys(map(str, failures))))
