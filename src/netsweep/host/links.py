@@ -27,6 +27,7 @@ from pyroute2.netlink.rtnl import (
 
 from netsweep.errors import NetsweepError
 from netsweep.host.clocks import address_clock, age_of
+from netsweep.host.namespaces import OWN, other_namespaces, socket_in
 from netsweep.host.netlink import (
     HEADER,
     SEQUENCES,
@@ -57,7 +58,7 @@ _CACHEINFO = struct.Struct("=IIII")
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
 _IFLA_EXT_MASK, _IFLA_PROMISCUITY, _IFLA_LINK_NETNSID, _IFLA_XDP = 29, 30, 37, 43
-_IFLA_TARGET_NETNSID, _IFLA_PROP_LIST, _IFLA_ALT_IFNAME, _IFLA_ALLMULTI = 46, 52, 53, 61
+_IFLA_PROP_LIST, _IFLA_ALT_IFNAME, _IFLA_ALLMULTI = 52, 53, 61
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_XDP_ATTACHED = 1, 2, 2
 _IFLA_VXLAN_LINK = 3
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_CACHEINFO = 1, 2, 6
@@ -74,11 +75,15 @@ _QUIET_MAX = 0.5
 """Seconds to wait for a moment in which nobody holds the RTNL lock."""
 
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
 class Link(NamedTuple):
     """A link: its index, its name and alternative names, and its kind (``None`` for hardware).
 
     ``mac`` is its link-layer address. ``master`` is the index of the bridge or bond that it is a port of, and
-    ``lower`` that of the link it is on top of, 0 for none. ``others``: what else uses the link, as far as itself tells.
+    ``lower`` that of the link it is on top of, 0 for none; ``lower_nsid`` is the number of that one's network
+    namespace where it is of another. ``others``: what else uses the link, as far as itself tells.
     """
 
     ifindex: int
@@ -89,20 +94,30 @@ class Link(NamedTuple):
     mac: str = ""
     master: int = 0
     lower: int = 0
+    lower_nsid: int | None = None
     others: tuple[str, ...] = ()
+
+
+class Route(NamedTuple):
+    """A route: where it leads, the index of its link (0 where it has several or none), and the kernel's message."""
+
+    network: Network
+    ifindex: int
+    message: bytes
 
 
 class Links:
     """Asks for links, addresses and routes, and deletes them. A context manager; holds one socket.
 
+    ``opened``: a socket of another network namespace, which is closed in the end.
     All methods raise :class:`~netsweep.errors.ContentionError` where links changed meanwhile, and what
     :func:`netsweep.host.netlink.refused` says. Raises :class:`~netsweep.errors.NetsweepError` where there is no
     socket to be opened.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, opened: socket.socket | None = None) -> None:
         try:
-            self._socket = open_socket(NETLINK_ROUTE)
+            self._socket = opened or open_socket(NETLINK_ROUTE)
         except OSError as error:
             raise NetsweepError(f"cannot open a netlink socket to read links: {error.strerror}") from error
 
@@ -133,23 +148,19 @@ class Links:
         return [link.name for message in self._dump_links(wanted) if (link := _link(*message)).master == ifindex]
 
     def elsewhere(self) -> Mapping[int, str]:
-        """Links of other network namespaces that are on top of links here, by the index of the lower one.
-
-        The kernel knows the namespaces that links were moved to (net_namespaces(7), ``ip netns list-id``).
-        """
+        """Links of other network namespaces that are on top of links here, by the index of the lower one."""
         found: dict[int, str] = {}
-        for nsid in self._other_namespaces():
-            target = attribute(_IFLA_TARGET_NETNSID, _INT.pack(nsid))
-            messages = [
-                attributes(buffer, offset + HEADER.size + _IFINFOMSG.size, end)
-                for buffer, offset, end in self._dump_links(_SKIP_STATS + target)
-            ]
-            # The kernel gives this namespace a number when it is first asked for its links.
-            own = self._own_nsid()
-            for read in map(dict, messages):
-                lower, lower_nsid = (_int(read.get(each)) for each in (_IFLA_LINK, _IFLA_LINK_NETNSID))
-                if lower is not None and lower_nsid is not None and lower_nsid == own:
-                    found[lower] = _text(read.get(_IFLA_IFNAME, b""))
+        with open(OWN, "rb") as own:
+            for path in other_namespaces():
+                try:
+                    opened = socket_in(path, NETLINK_ROUTE)
+                except OSError:  # it is gone, or not to be entered
+                    continue
+                with Links(opened) as others:
+                    # The kernel gives this namespace a number there when it tells of a link that is on top of one here.
+                    links = [link for link in others.all() if link.lower_nsid is not None]
+                    number = others._nsid(own.fileno()) if links else None
+                    found.update((link.lower, link.name) for link in links if link.lower_nsid == number)
         return found
 
     def addresses(self) -> dict[int, list[Address]]:
@@ -177,28 +188,23 @@ class Links:
             raise refused(code, "deleting a link")
         return not code
 
-    def delete_routes(self, ifindex: int, subnets: list[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> int:
-        """Delete the routes to ``subnets``, or to parts of them, over the link with that index; say how many."""
+    def delete_route(self, route: Route) -> None:
+        """Delete a route; one that is gone already is done."""
+        code = self._do(RTM_DELROUTE, route.message)
+        if code and code not in (errno.ESRCH, errno.ENODEV):
+            raise refused(code, "deleting a route")
+
+    def routes(self) -> list[Route]:
+        """Every route but the default ones."""
+        found = []
         everything = request(RTM_GETROUTE, NLM_F_REQUEST | NLM_F_DUMP, _RTMSG.pack(0, 0, 0, 0, 0, 0, 0, 0, 0))
-        bodies = []
         for buffer, offset, end in dump(self._socket, everything, "reading routes"):
             family, length = _RTMSG.unpack_from(buffer, offset + HEADER.size)[:2]
             read = dict(attributes(buffer, offset + HEADER.size + _RTMSG.size, end))
-            destination = read.get(_RTA_DST)
-            if destination is None or _int(read.get(_RTA_OIF)) != ifindex:
-                continue
-            if family not in (socket.AF_INET, socket.AF_INET6):
-                continue
-            network = ipaddress.ip_network(f"{socket.inet_ntop(family, destination)}/{length}", strict=False)
-            if any(network.version == each.version and network.subnet_of(each) for each in subnets):  # type: ignore[arg-type]
-                bodies.append(buffer[offset + HEADER.size : end])
-        deleted = 0
-        for body in bodies:
-            code = self._do(RTM_DELROUTE, body)
-            if code and code not in (errno.ESRCH, errno.ENODEV):
-                raise refused(code, "deleting a route")
-            deleted += not code
-        return deleted
+            if family in (socket.AF_INET, socket.AF_INET6) and _RTA_DST in read:
+                network = ipaddress.ip_network(f"{socket.inet_ntop(family, read[_RTA_DST])}/{length}", strict=False)
+                found.append(Route(network, _int(read.get(_RTA_OIF)) or 0, buffer[offset + HEADER.size : end]))
+        return found
 
     def wait_until_quiet(self, ifindex: int) -> None:
         """Wait for a moment in which nobody holds the kernel's RTNL lock, for half a second at most.
@@ -227,22 +233,12 @@ class Links:
             if not ascending:
                 raise
 
-    def _other_namespaces(self) -> list[int]:
-        found = []
-        everything = request(RTM_GETNSID, NLM_F_REQUEST | NLM_F_DUMP, bytes(4))
-        for buffer, offset, end in dump(self._socket, everything, "reading network namespaces"):
-            nsid = _int(dict(attributes(buffer, offset + HEADER.size + 4, end)).get(_NETNSA_NSID))
-            if nsid is not None and nsid >= 0:
-                found.append(nsid)
-        own = self._own_nsid()
-        return [nsid for nsid in found if nsid != own]
-
-    def _own_nsid(self) -> int | None:
-        with open("/proc/thread-self/ns/net", "rb") as namespace:
-            asked = bytes(4) + attribute(_NETNSA_FD, struct.pack("=I", namespace.fileno()))
-            answer = self._ask(RTM_GETNSID, asked, "asking for a network namespace")
+    def _nsid(self, namespace: int) -> int | None:
+        """The number that this socket's namespace has for the one of a descriptor."""
+        doing = "asking for a network namespace"
+        answer = self._ask(RTM_GETNSID, bytes(4) + attribute(_NETNSA_FD, struct.pack("=I", namespace)), doing)
         if isinstance(answer, int):
-            raise refused(answer, "asking for a network namespace")
+            raise refused(answer, doing)
         return _int(dict(attributes(answer, HEADER.size + 4)).get(_NETNSA_NSID))
 
     def _do(self, kind: int, body: bytes) -> int:
@@ -269,8 +265,7 @@ def _link(buffer: bytes, offset: int, end: int) -> Link:
     read = dict(attributes(buffer, offset + HEADER.size + _IFINFOMSG.size, end))
     info = dict(attributes(read.get(_IFLA_LINKINFO, b"")))
     kind = _text(info[_IFLA_INFO_KIND]) if _IFLA_INFO_KIND in info else None
-    # A lower link of another network namespace has the number of another link here.
-    lower = 0 if _IFLA_LINK_NETNSID in read else _int(read.get(_IFLA_LINK)) or 0
+    lower = _int(read.get(_IFLA_LINK)) or 0
     if kind == "vxlan":
         lower = lower or _int(dict(attributes(info.get(_IFLA_INFO_DATA, b""))).get(_IFLA_VXLAN_LINK)) or 0
     aliases = [_text(data) for each, data in attributes(read.get(_IFLA_PROP_LIST, b"")) if each == _IFLA_ALT_IFNAME]
@@ -279,6 +274,9 @@ def _link(buffer: bytes, offset: int, end: int) -> Link:
         others.append("something reads all of its packets")
     if any(dict(attributes(read.get(_IFLA_XDP, b""))).get(_IFLA_XDP_ATTACHED, b"")):
         others.append("an XDP program is attached to it")
+    lower_nsid = _int(read.get(_IFLA_LINK_NETNSID))
+    if lower == index and lower_nsid is None:  # how some links say that they are on top of none
+        lower = 0
     return Link(
         index,
         _text(read.get(_IFLA_IFNAME, b"")),
@@ -287,7 +285,8 @@ def _link(buffer: bytes, offset: int, end: int) -> Link:
         _int(read.get(_IFLA_MTU)) or 0,
         read.get(_IFLA_ADDRESS, b"").hex(":"),
         _int(read.get(_IFLA_MASTER)) or 0,
-        lower if lower != index else 0,
+        lower,
+        lower_nsid,
         tuple(others),
     )
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from netsweep.errors import BusyError, NetsweepError, NotPermittedError
+from netsweep.errors import BusyError, ContentionError, NetsweepError, NotPermittedError
 from netsweep.host import leases
 from netsweep.host.clocks import is_younger
 from netsweep.host.leases import Leases
@@ -26,12 +27,13 @@ if TYPE_CHECKING:
     from netsweep.jobs.journal import Journal
 
 PORTION = 10
-"""How many bridges are deleted before all are looked at again: deleting one takes 36 ms, a look at 500 takes 20."""
+"""How many bridges are deleted before all are looked at again: that takes as long as deleting one or two."""
 
 _TURN = 0.005
 """Seconds between two holds of the subnet lock, so that those who queue for it get it first."""
 
-_GOES_WITH_BRIDGE = "its bridge is leaked, and goes first"
+_CHANGED = "it changed while it was looked at"
+_GOES_FIRST = "its bridge is leaked, and goes first"
 
 
 class BridgeLook(NamedTuple):
@@ -52,6 +54,113 @@ class BridgeLook(NamedTuple):
         """The leaked ones."""
         return [finding for finding in self.findings if finding.verdict is Verdict.LEAKED]
 
+    def leases_of(self, bridge: Bridge) -> list[Lease]:
+        """The leases that name a bridge."""
+        return _of(bridge, self.leases)
+
+
+class Bridges:
+    """Looks at the bridges of this network namespace, and deletes leaked ones. A context manager."""
+
+    def __init__(self, options: Options, judge: Judge, patience: Patience, report: Report) -> None:
+        self._options = options
+        self._judge = judge
+        self._patience = patience
+        self._report = report
+        self._links = Links()
+
+    def __enter__(self) -> Bridges:
+        return self
+
+    def __exit__(self, *arguments: object) -> None:
+        self._links.__exit__(*arguments)
+
+    def find(self, *, keep: bool = False) -> BridgeLook:
+        """Look at the bridges, and report the leaked ones, with ``keep`` all of them; takes no lock."""
+        look, report = self._look_again(), self._report
+        report.bridges, report.bridges_scanned = look.findings if keep else look.leaked, len(look.findings)
+        report.stale_leases = len(look.stale) + sum(len(look.leases_of(finding.bridge)) for finding in look.leaked)
+        return look
+
+    def delete(self, first: BridgeLook, journal: Journal | None) -> list[str]:
+        """Delete the bridges that leaked at the ``first`` look and still do, with their leases, and stale leases.
+
+        The subnet lock is taken anew for each bridge, which is checked again under it. Returns what failed; that does
+        not stop the others. Raises :class:`~netsweep.errors.NetsweepError` where none could be deleted any more.
+        """
+        failures = list[str]()
+        shown = {finding.bridge.ifindex: finding for finding in first.leaked}
+        left, look = list(shown), first
+        while True:
+            portion, left = left[:PORTION], left[PORTION:]
+            shown.update((each.bridge.ifindex, each) for each in look.findings if each.bridge.ifindex in portion)
+            # Who leaked since the first look is left to the next sweep.
+            unwanted = set[Lease]() if left else set(first.stale)
+            for finding in [each for each in look.leaked if each.bridge.ifindex in portion]:
+                ifindex = finding.bridge.ifindex
+                try:
+                    look, deleted = self._delete(look, ifindex, journal)
+                except (BusyError, NotPermittedError):
+                    raise
+                except NetsweepError as error:
+                    failures.append(f"{finding.bridge.name}: {error}")
+                    continue
+                changed = finding._replace(verdict=Verdict.UNDECIDABLE, reason=_CHANGED)
+                shown[ifindex] = finding._replace(deleted=True) if deleted else changed
+                unwanted.update(look.leases_of(finding.bridge) if deleted else ())
+                self._report.bridges = list(shown.values())
+                time.sleep(_TURN)
+            if unwanted:
+                try:
+                    self._patience.retry(partial(self._remove, look.leases, unwanted))
+                except BusyError:
+                    raise
+                except NetsweepError as error:
+                    failures.append(str(error))
+            if not left:
+                return list(dict.fromkeys(failures))
+            look = self._look_again()
+
+    def _look_again(self) -> BridgeLook:
+        return self._patience.retry(partial(look_at_bridges, self._options, self._judge, self._links))
+
+    def _delete(self, look: BridgeLook, ifindex: int, journal: Journal | None) -> tuple[BridgeLook, bool]:
+        """Delete a bridge where it still leaks; return whether it is gone, and the look that says so."""
+
+        def attempt() -> tuple[BridgeLook, bool]:
+            nonlocal look
+            self._links.wait_until_quiet(ifindex)
+            try:
+                return look, self._delete_at_once(look, ifindex, journal)
+            except ContentionError:
+                look = look_at_bridges(self._options, self._judge, self._links)
+                raise
+
+        return self._patience.retry(attempt)
+
+    def _delete_at_once(self, look: BridgeLook, ifindex: int, journal: Journal | None) -> bool:
+        """Delete a bridge under the subnet lock; False where it is not as it was in ``look``, and stays."""
+        bridge = next((each.bridge for each in look.leaked if each.bridge.ifindex == ifindex), None)
+        if bridge is None:
+            return False
+        with subnet_locked(self._options, self._report):
+            now = self._judge.leases_since(look.leases)
+            if _of(bridge, now) != look.leases_of(bridge) or _leased(bridge, now, look.dead, look.ages).alive:
+                return False
+            link = self._links.find(ifindex=ifindex)
+            if link is None:
+                return True  # somebody else deleted it
+            if bridge_of(link) != bridge._replace(addresses=()) or link.master or self._links.ports(ifindex):
+                return False
+            if journal:
+                journal.note(bridge)
+            self._links.delete(ifindex)
+            return True
+
+    def _remove(self, known: Leases, unwanted: Collection[Lease]) -> None:
+        with subnet_locked(self._options, self._report):
+            self._report.leases_removed += leases.remove(known, unwanted.__contains__)
+
 
 def look_at_bridges(options: Options, judge: Judge, links: Links) -> BridgeLook:
     """Look at the bridges of this network namespace and decide on them; takes no lock.
@@ -60,27 +169,16 @@ def look_at_bridges(options: Options, judge: Judge, links: Links) -> BridgeLook:
     :class:`~netsweep.errors.NetsweepError`.
     """
     policy = BridgePolicy(judge.policy.names, options.min_age)
+    # Leases last: a lease is written before its bridge is made.
     everything, addresses = links.all(), links.addresses()
-    concerned = [link for link in everything if policy.concerns((link.name, *link.aliases))]
+    bridges = _bridges([link for link in everything if policy.concerns((link.name, *link.aliases))], everything, links)
+    bridges = [bridge._replace(addresses=tuple(addresses.get(bridge.ifindex, ()))) for bridge in bridges]
+    if bridges:
+        sockets = SocketsInUse()
+        bridges = [bridge._replace(uses=(*bridge.uses, *_served(bridge, sockets))) for bridge in bridges]
     found, dead = judge.leases()
-    known: Mapping[int, float] = {}
-    bridges = list[Bridge]()
-    if concerned:
-        sockets, elsewhere = SocketsInUse(), links.elsewhere()
-        for link in concerned:
-            of_link = tuple(addresses.get(link.ifindex, ()))
-            used = [address.text.split("/")[0] for address in of_link]
-            uses = [f"{each.name} is on top of it" for each in everything if each.lower == link.ifindex]
-            if link.ifindex in elsewhere:
-                uses.append(f"{elsewhere[link.ifindex]} of another network namespace is on top of it")
-            uses += [f"it is a port of {each.name}" for each in everything if each.ifindex == link.master]
-            uses += [f"a process uses its address {address}" for address in used if address in sockets.addresses]
-            uses += ["a socket is bound to it"] if link.ifindex in sockets.devices else []
-            ports = tuple(each.name for each in everything if each.master == link.ifindex)
-            bridges.append(bridge_of(link)._replace(addresses=of_link, ports=ports, uses=(*uses, *link.others)))
-        named = {lease.pid for bridge in bridges for lease in _of(bridge, found)}
-        if undecided := named.difference(dead):
-            known = ages(undecided)
+    undecided = {lease.pid for bridge in bridges for lease in _of(bridge, found)}.difference(dead)
+    known = ages(undecided) if undecided else {}
     findings = [policy.judge(bridge, _leased(bridge, found, dead, known)) for bridge in bridges]
     here = {name for link in everything for name in (link.name, *link.aliases)}
     names = judge.policy.names
@@ -91,6 +189,35 @@ def look_at_bridges(options: Options, judge: Judge, links: Links) -> BridgeLook:
 def bridge_of(link: Link) -> Bridge:
     """A link as a bridge, without what only a look at other links and addresses tells."""
     return Bridge(link.name, link.ifindex, link.kind, link.aliases, uses=link.others, mtu=link.mtu, mac=link.mac)
+
+
+def _bridges(concerned: Sequence[Link], everything: Sequence[Link], links: Links) -> list[Bridge]:
+    """Links as bridges, with their ports and what other links do with them."""
+    if not concerned:
+        return []
+    ports, uses = defaultdict[int, list[str]](list), defaultdict[int, list[str]](list)
+    names = {link.ifindex: link.name for link in everything}
+    for link in everything:
+        ports[link.master].append(link.name)
+        if link.lower_nsid is None:
+            uses[link.lower].append(f"{link.name} is on top of it")
+        if link.master:
+            uses[link.ifindex].append(f"it is a port of {names.get(link.master, 'another link')}")
+    for ifindex, name in links.elsewhere().items():
+        uses[ifindex].append(f"{name} of another network namespace is on top of it")
+    return [
+        bridge_of(link)._replace(
+            ports=tuple(ports.get(link.ifindex, ())), uses=(*uses.get(link.ifindex, ()), *link.others)
+        )
+        for link in concerned
+    ]
+
+
+def _served(bridge: Bridge, sockets: SocketsInUse) -> list[str]:
+    """What processes do with a bridge."""
+    addresses = [address.text.split("/")[0] for address in bridge.addresses]
+    uses = [f"a process uses its address {address}" for address in addresses if address in sockets.addresses]
+    return uses + (["a socket is bound to it"] if bridge.ifindex in sockets.devices else [])
 
 
 def _of(bridge: Bridge, found: Leases) -> list[Lease]:
@@ -111,107 +238,14 @@ def _leased(bridge: Bridge, found: Leases, dead: Collection[int], known: Mapping
     return Leased(of_bridge, next(iter(alive.values()), None), f"its lease names PID {pid}, {how}")
 
 
-def find_leaked(
-    options: Options, judge: Judge, links: Links, patience: Patience, report: Report, *, keep: bool = False
-) -> BridgeLook:
-    """Look at the bridges, and report the leaked ones, with ``keep`` all of them."""
-    look = patience.retry(partial(look_at_bridges, options, judge, links))
-    report.bridges, report.bridges_scanned = look.findings if keep else look.leaked, len(look.findings)
-    report.stale_leases = len(look.stale) + sum(len(_of(finding.bridge, look.leases)) for finding in look.leaked)
-    return look
-
-
 def presumed_gone(life: Life, leaked: Sequence[BridgeFinding]) -> Life:
     """``life`` as it will be when the leaked bridges are deleted."""
     names = {name for finding in leaked for name in finding.bridge.names}
-    return life._replace(
-        gone=life.gone | names, leases={name: reason for name, reason in life.leases.items() if name not in names}
-    )
+    others = {name: reason for name, reason in life.leases.items() if name not in names}
+    return life._replace(gone=life.gone | names, leases=others)
 
 
-def explained(findings: list[Finding], leaked: Sequence[BridgeFinding]) -> list[Finding]:
-    """``findings`` on rules, where the reason why one is an orphan is that its bridge is one of ``leaked``."""
+def explained(findings: Sequence[Finding], leaked: Sequence[BridgeFinding]) -> list[Finding]:
+    """``findings`` on orphans, with the reason why those of leaked bridges are some."""
     names = {name for finding in leaked for name in finding.bridge.names}
-    return [each._replace(reason=_GOES_WITH_BRIDGE) if each.bridge in names else each for each in findings]
-
-
-def delete_leaked(
-    options: Options,
-    judge: Judge,
-    links: Links,
-    first: BridgeLook,
-    journal: Journal | None,
-    patience: Patience,
-    report: Report,
-) -> list[str]:
-    """Delete the bridges that leaked at the ``first`` look and still do, and the leases that are stale then.
-
-    The subnet lock is taken for each bridge anew, and each is checked again under it. Returns what failed; a failure
-    does not stop the others. Raises :class:`~netsweep.errors.BusyError` where the lock could not be had.
-    """
-    failures = list[str]()
-    shown = {finding.bridge.ifindex: finding for finding in first.leaked}
-    left = list(shown)
-    look = first
-    while True:
-        portion, left = left[:PORTION], left[PORTION:]
-        going = [each for each in look.leaked if each.bridge.ifindex in portion]
-        shown.update(
-            {finding.bridge.ifindex: finding for finding in look.findings if finding.bridge.ifindex in portion}
-        )
-        unwanted = set() if left else set(look.stale)
-        for finding in going:
-            links.wait_until_quiet(finding.bridge.ifindex)
-            try:
-                attempt = partial(_delete_one, options, judge, links, look, finding, journal, report)
-                deleted = patience.retry(attempt)
-            except NetsweepError as error:
-                if isinstance(error, (BusyError, NotPermittedError)):
-                    raise
-                failures.append(f"{finding.bridge.name}: {error}")
-                continue
-            changed = finding._replace(verdict=Verdict.UNDECIDABLE, reason="it changed while it was looked at")
-            shown[finding.bridge.ifindex] = finding._replace(deleted=True) if deleted else changed
-            unwanted.update(_of(finding.bridge, look.leases) if deleted else ())
-            report.bridges = list(shown.values())
-            time.sleep(_TURN)
-        if unwanted:
-            with subnet_locked(options, report):
-                report.leases_removed += leases.remove(look.leases, unwanted.__contains__)
-        if not left:
-            break
-        look = patience.retry(partial(look_at_bridges, options, judge, links))
-    return failures
-
-
-def _delete_one(
-    options: Options,
-    judge: Judge,
-    links: Links,
-    look: BridgeLook,
-    finding: BridgeFinding,
-    journal: Journal | None,
-    report: Report,
-) -> bool:
-    """Delete one bridge under the subnet lock; False where it is not as it was in ``look``, and stays.
-
-    One that is gone already counts as deleted.
-    """
-    bridge = finding.bridge
-    with subnet_locked(options, report):
-        now = judge.leases_since(look.leases)
-        if _of(bridge, now) != _of(bridge, look.leases) or _leased(bridge, now, look.dead, look.ages).alive:
-            return False
-        link = links.find(ifindex=bridge.ifindex)
-        if link is None:
-            return True
-        if (
-            bridge_of(link) != bridge._replace(addresses=(), ports=(), uses=())
-            or link.master
-            or links.ports(link.ifindex)
-        ):
-            return False
-        if journal:
-            journal.note(bridge)
-        links.delete(link.ifindex)
-        return True
+    return [each._replace(reason=_GOES_FIRST) if each.bridge in names else each for each in findings]

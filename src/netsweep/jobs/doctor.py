@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any, TypeVar
@@ -14,13 +16,18 @@ from typing import Any, TypeVar
 from netsweep.errors import BusyError, NetsweepError
 from netsweep.host import capabilities, leases, processes
 from netsweep.host.files import describe, open_regular
+from netsweep.host.links import Links
 from netsweep.host.locks import xtables_lock_path
 from netsweep.host.programs import find_program
-from netsweep.jobs.look import SWEPT, BackendSurvey, survey
+from netsweep.jobs.bridges import look_at_bridges
+from netsweep.jobs.look import SWEPT, BackendSurvey, Judge, survey
+from netsweep.jobs.patience import Patience
 from netsweep.jobs.sweep import find_orphans
 from netsweep.model import BACKEND_OF_FLAVOUR, Family
 from netsweep.policy.patterns import ChainPattern
 from netsweep.profiles.options import Options
+from netsweep.profiles.options import subnets as subnets_of
+from netsweep.report import Report
 from netsweep.version import __version__
 
 T = TypeVar("T")
@@ -58,8 +65,9 @@ class Diagnosis:
     ``status`` is the exit status that a sweep would end with now, and ``errors`` says why where it is
     not 0. ``warnings`` hold what would stop a sweep that had more to do than there is now. ``orphans``
     is ``None`` where they could not be looked for, and so is ``elsewhere``, which counts those in chains and
-    families that were not selected. ``notes`` tell of rules that are not netsweep's business;
-    ``waits_for`` names the locks that a sweep would wait for now.
+    families that were not selected; ``bridges`` counts the leaked ones where they were asked for. ``notes``
+    tell of rules that are not netsweep's business; ``waits_for`` names the locks that a sweep would wait
+    for now.
     """
 
     settings: dict[str, Any]
@@ -68,8 +76,10 @@ class Diagnosis:
     capabilities: dict[str, bool | None] = field(default_factory=dict)
     locks: dict[str, dict[str, Any]] = field(default_factory=dict)
     leases: dict[str, Any] | None = None
+    subnets: dict[str, Any] | None = None
     versions: dict[str, str | None] = field(default_factory=dict)
     orphans: int | None = None
+    bridges: int | None = None
     elsewhere: int | None = None
     notes: list[str] = field(default_factory=list)
     waits_for: list[str] = field(default_factory=list)
@@ -90,12 +100,18 @@ class Diagnosis:
             return None
 
 
-def diagnose(options: Options) -> Diagnosis:
-    """Look at everything that a sweep with ``options`` depends on, and at what it would do."""
+def diagnose(options: Options, subnets: str | None = None) -> Diagnosis:
+    """Look at everything that a sweep with ``options`` depends on, and at what it would do.
+
+    ``subnets``: those to count, as ``FIRST-LAST``; the profile's where it is ``None``.
+    """
+    subnets = options.profile.subnets if subnets is None else subnets
+    counted = subnets and subnets_of(subnets)
     found = Diagnosis(_settings(options))
     # What a sweep does first: its failure is a sweep's, and its orphans say which locks a sweep needs.
     report = found.attempt(lambda: find_orphans(options, command="doctor"), needed=True)
     found.orphans = None if report is None else len(report.orphans)
+    found.bridges = len(report.leaked) if report and options.bridges else None
     found.elsewhere = None if report is None else report.elsewhere
     found.warnings += report.warnings if report else []
     effective = found.attempt(capabilities.effective_capabilities, needed=True)
@@ -106,11 +122,13 @@ def diagnose(options: Options) -> Diagnosis:
     found.backends = [shown for each in surveyed for shown in _backends(found, each)]
     found.notes = [note for note, theirs in _THEIRS.items() if any(_is(theirs, each) for each in surveyed)]
     found.leases = _lease_file(found, options.lease_file) if options.lease_file else None
+    if subnets and counted:
+        found.subnets = found.attempt(lambda: _subnets(options, subnets, counted), needed=False)
     needing = {finding.rule.chain.table.backend for finding in report.orphans} if report else set()
     found.locks = {
         name: _lock(found, name, path, timeout=timeout, option=option, needed=needed)
         for name, path, timeout, option, needed in (
-            ("subnet", options.lock_file, options.lock_timeout, "--lock-timeout", bool(needing)),
+            ("subnet", options.lock_file, options.lock_timeout, "--lock-timeout", bool(needing or found.bridges)),
             ("xtables", xtables_lock_path(), options.wait, "--wait", "legacy" in needing),
         )
         if path
@@ -121,7 +139,7 @@ def diagnose(options: Options) -> Diagnosis:
 
 
 def _settings(options: Options) -> dict[str, Any]:
-    left_out = ("profile", "globs", "patterns", "chains_given", "max_deletes", "bridges", "min_age", "journal")
+    left_out = ("profile", "globs", "patterns", "chains_given", "max_deletes", "journal")
     rest = {name: value for name, value in vars(options).items() if name not in left_out}
     return {"profile": options.profile.name, "names": options.globs, **rest}
 
@@ -158,6 +176,42 @@ def _lease_file(found: Diagnosis, path: str) -> dict[str, Any]:
     if read is None:
         return {"path": path, "exists": os.path.lexists(path), "leases": None, "running": None}
     return asdict(leases.summary(read, leases.dead(read.pids)))
+
+
+def _subnets(options: Options, text: str, counted: range) -> dict[str, Any]:
+    """How many /24 subnets are in use, by an interface, a route or a running process's lease, and leaked."""
+    with Links() as links, Judge(options) as judge:
+        patience = Patience(options.wait, Report("doctor"))
+        look = patience.retry(lambda: look_at_bridges(options, judge, links))
+        addresses = patience.retry(links.addresses)
+        routes = patience.retry(links.routes)
+    leaked = {finding.bridge.ifindex for finding in look.leaked}
+    of_leaked = {lease for finding in look.leaked for lease in look.leases_of(finding.bridge)}
+    used, lost = set[int](), set[int]()
+    for ifindex, of_link in addresses.items():
+        (lost if ifindex in leaked else used).update(_numbers([address.text for address in of_link]))
+    for route in routes:
+        (lost if route.ifindex in leaked else used).update(_numbers([str(route.network)]))
+    for lease in look.leases.all:
+        (lost if lease in of_leaked or lease in look.stale else used).update(_numbers([lease.subnet]))
+    in_use = len(used.intersection(counted))
+    gone = len((lost - used).intersection(counted))
+    return {
+        "range": text,
+        "total": len(counted),
+        "in_use": in_use,
+        "leaked": gone,
+        "free": len(counted) - in_use - gone,
+    }
+
+
+def _numbers(texts: Iterable[str]) -> Iterator[int]:
+    """The /24 subnets that addresses or networks of at most that size are in; see :func:`subnets_of`."""
+    for text in texts:
+        with suppress(ValueError):  # a lease may be for anything
+            network = ipaddress.ip_interface(text).network
+            if network.version == 4 and network.prefixlen >= 24:
+                yield int(network.network_address) >> 8
 
 
 def _lock(found: Diagnosis, name: str, path: str, *, timeout: float, option: str, needed: bool) -> dict[str, Any]:

@@ -53,14 +53,14 @@ def find_orphans(options: Options, *, keep: bool = False, command: str = "list",
             look = look_around(options, backends, judge, patience, report, everywhere=True, again=True)
         life, leaked = look.life, list[BridgeFinding]()
         if options.bridges:
-            from netsweep.host.links import Links  # most runs need none of these
-            from netsweep.jobs import bridges
+            from netsweep.jobs.bridges import Bridges, explained, presumed_gone  # most runs need none
 
-            with Links() as links:
-                leaked = bridges.find_leaked(options, judge, links, patience, report, keep=keep).leaked
-            life = bridges.presumed_gone(life, leaked)
+            with Bridges(options, judge, patience, report) as bridges:
+                leaked = bridges.find(keep=keep).leaked
+            life = presumed_gone(life, leaked)
         findings = judge.policy.judge(look.rules, life)
-        report.add_orphans([finding for finding in findings if finding.verdict is Verdict.ORPHAN])
+        orphans = [finding for finding in findings if finding.verdict is Verdict.ORPHAN]
+        report.add_orphans(explained(orphans, leaked) if leaked else orphans)
         report.negated = [finding for finding in findings if finding.verdict is Verdict.NEGATED]
         report.kept = [finding for finding in findings if keep and finding.verdict is not Verdict.ORPHAN]
         report.elsewhere = len(judge.policy.orphans(look.elsewhere, life))
@@ -122,18 +122,17 @@ def _sweep_bridges(
     report: Report,
 ) -> list[str]:
     """Delete the leaked bridges, and leases that are good for nothing; return what failed."""
-    from netsweep.host.links import Links  # most runs need none of these
-    from netsweep.jobs import bridges
+    from netsweep.jobs.bridges import Bridges, presumed_gone  # most runs need none
 
-    with Links() as links:
-        look = bridges.find_leaked(options, judge, links, patience, report)
+    with Bridges(options, judge, patience, report) as bridges:
+        look = bridges.find()
         if look.leaked and (journal or options.max_deletes is not None):
             rules, _, life, _ = look_around(options, backends, judge, patience, report)
-            orphans = judge.policy.orphans(rules, bridges.presumed_gone(life, look.leaked))
+            orphans = judge.policy.orphans(rules, presumed_gone(life, look.leaked))
             _check_number(options, len(orphans), len(look.leaked))
             if journal:
                 journal.check(orphans)
-        return bridges.delete_leaked(options, judge, links, look, journal, patience, report)
+        return bridges.delete(look, journal)
 
 
 def _as_numbered_at_first(rules: list[Rule], report: Report) -> list[Rule]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TypeVar
 
-from netsweep.errors import NetsweepError, UsageError
+from netsweep.errors import ContentionError, NetsweepError, UsageError
 from netsweep.firewall import Backend
 from netsweep.host import leases
 from netsweep.host.leases import Leases
-from netsweep.host.links import Link, Links
+from netsweep.host.links import Link, Links, Network, Route
 from netsweep.host.processes import ancestors
 from netsweep.jobs.bridges import bridge_of
 from netsweep.jobs.locked import subnet_locked
@@ -21,10 +20,6 @@ from netsweep.jobs.sweep import delete_rules
 from netsweep.model import BridgeFinding, Table, Verdict
 from netsweep.profiles.options import Options
 from netsweep.report import Report
-
-T = TypeVar("T")
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _LEFT = (Verdict.ORPHAN, Verdict.LIVE, Verdict.LEASED, Verdict.UNDECIDABLE)
 """Verdicts on rules that belong to a network."""
@@ -40,38 +35,54 @@ def teardown(options: Options, names: Sequence[str], subnet: str | None = None, 
     report, failures = Report("teardown"), list[NetsweepError]()
     with reporting(report):
         subnets = _checked(options, names, subnet)
-        only = options.only(names)
         patience = Patience(options.wait, report)
-        # A test that calls netsweep tears down its own network.
-        ours = ancestors()
-        known = _leases(options)
-        dead = leases.dead(known.pids)
-        if force:
-            ours |= {lease.pid for name in names for lease in known.by_name.get(name, ())}
-        with Links() as links, Judge(only, ours) as judge, opened(only, judge.prefilter, writes=True) as backends:
+        owners = _Owners(options, names, force=force)
 
-            def attempt(step: Callable[[], T]) -> T | None:
-                try:
-                    return patience.retry(step)
-                except NetsweepError as error:
-                    failures.append(error)
-                    return None
+        def attempt(step: Callable[[], object]) -> bool:
+            try:
+                patience.retry(step)
+            except NetsweepError as error:
+                failures.append(error)
+                return False
+            return True
 
-            refused = set[str]()
-            for name in dict.fromkeys(names):
-                before = len(failures)
-                attempt(partial(_delete_bridge, options, links, name, subnets, (dead, ours), report))
-                refused |= {name} if len(failures) > before else set()
-            down = [name for name in dict.fromkeys(names) if name not in refused]
+        with (
+            Links() as links,
+            Judge(options.only(names)) as first,
+            opened(options, first.prefilter, writes=True) as backends,
+        ):
+            down = [
+                name
+                for name in dict.fromkeys(names)
+                if attempt(partial(_delete_bridge, options, links, name, subnets, owners, report))
+            ]
             if down:
                 only = options.only(down)
-                with Judge(only, ours) as judge:
-                    attempt(lambda: _delete_rules(only, backends, judge, patience, report))
-                attempt(partial(_remove_leases, options, down, {*dead, *ours}, report))
-                attempt(partial(_check_gone, options, links, down, (dead, ours)))
+                with Judge(only, owners.ours) as judge:
+                    attempt(partial(_delete_rules, only, backends, judge, patience, report))
+                attempt(partial(_remove_leases, options, links, down, owners, report))
         if failures:
             raise _together(failures)
     return report
+
+
+class _Owners:
+    """Whose leases keep a network: not those of processes that are ``dead`` or ``ours``.
+
+    A test that calls netsweep tears down its own network, so its process and those that it descends from are ours.
+    With ``force`` so are those that lease ``names`` now.
+    """
+
+    def __init__(self, options: Options, names: Sequence[str], *, force: bool) -> None:
+        known = _leases(options)
+        self.dead = leases.dead(known.pids)
+        self.ours = ancestors()
+        if force:
+            self.ours |= {lease.pid for name in names for lease in known.by_name.get(name, ())}
+
+    def others(self, found: Leases, name: str) -> str | None:
+        """The reason why a lease for ``name`` of another process counts, if one does."""
+        return leases.living(found, [name], self.dead, self.ours).get(name)
 
 
 def _checked(options: Options, names: Sequence[str], subnet: str | None) -> list[Network]:
@@ -95,33 +106,28 @@ def _leases(options: Options) -> Leases:
     return leases.read(options.lease_file) if options.lease_file else Leases("")
 
 
-def _refuse_leased(options: Options, name: str, dead: Collection[int], ours: Collection[int]) -> Leases:
-    found = _leases(options)
-    if leased := leases.living(found, [name], dead, ours):
-        raise NetsweepError(f"{name} was left alone: {leased[name]}; --force tears it down all the same")
-    return found
-
-
 def _delete_bridge(
-    options: Options,
-    links: Links,
-    name: str,
-    subnets: Sequence[Network],
-    processes: tuple[Collection[int], Collection[int]],
-    report: Report,
+    options: Options, links: Links, name: str, subnets: Sequence[Network], owners: _Owners, report: Report
 ) -> None:
     """Delete a bridge and its routes under the subnet lock, unless another running process leases it."""
-    if link := _bridge_called(links, name):
+    link = _bridge_called(links, name)
+    bridge, routes = None, list[Route]()
+    if link:
+        bridge = bridge_of(link)._replace(addresses=tuple(links.addresses().get(link.ifindex, ())))
+        texts = [address.text for address in bridge.addresses]
+        texts += [lease.subnet for lease in _leases(options).by_name.get(name, ())]
+        within = [*subnets, *_networks(texts)]
+        routes = [each for each in links.routes() if each.ifindex == link.ifindex and _is_within(each.network, within)]
         links.wait_until_quiet(link.ifindex)
     with subnet_locked(options, report):
-        found = _refuse_leased(options, name, *processes)
-        link = _bridge_called(links, name)
-        if link is None:
+        if other := owners.others(_leases(options), name):
+            raise NetsweepError(f"{name} was left alone: {other}; --force tears it down all the same")
+        if link != _bridge_called(links, name):
+            raise ContentionError(f"{name} changed meanwhile")
+        if link is None or bridge is None:
             return
-        bridge = bridge_of(link)._replace(addresses=tuple(links.addresses().get(link.ifindex, ())))
-        known = [address.text for address in bridge.addresses]
-        known += [lease.subnet for lease in found.by_name.get(name, ())]
-        links.delete_routes(link.ifindex, [*subnets, *_networks(known)])
+        for route in routes:
+            links.delete_route(route)
         if links.delete(link.ifindex):
             report.bridges.append(BridgeFinding(bridge, Verdict.LEAKED, "it was torn down", deleted=True))
 
@@ -145,6 +151,10 @@ def _networks(texts: Sequence[str]) -> list[Network]:
     return found
 
 
+def _is_within(network: Network, others: Sequence[Network]) -> bool:
+    return any(network.version == each.version and network.subnet_of(each) for each in others)  # type: ignore[arg-type]
+
+
 def _delete_rules(
     options: Options, backends: Mapping[str, Backend], judge: Judge, patience: Patience, report: Report
 ) -> None:
@@ -160,23 +170,22 @@ def _delete_rules(
         raise NetsweepError("; ".join([*refused.values(), *shown]))
 
 
-def _remove_leases(options: Options, names: Sequence[str], ended: Collection[int], report: Report) -> None:
-    if options.lease_file is None or not any(name in _leases(options).by_name for name in names):
-        return
+def _remove_leases(options: Options, links: Links, names: Sequence[str], owners: _Owners, report: Report) -> None:
+    """Remove the leases of networks that are gone.
+
+    Raises :class:`NetsweepError` where one of ``names`` is there again, and nobody leased it.
+    """
     with subnet_locked(options, report):
         found = _leases(options)
-        report.leases_removed += leases.remove(found, lambda lease: lease.bridge in names and lease.pid in ended)
-
-
-def _check_gone(
-    options: Options, links: Links, names: Sequence[str], processes: tuple[Collection[int], Collection[int]]
-) -> None:
-    """Raise :class:`NetsweepError` where one of ``names`` is there again."""
-    for name in names:
-        if name in _leases(options).by_name:
-            raise NetsweepError(f"{name} was leased again meanwhile")
-        if links.find(name=name):
-            raise NetsweepError(f"{name} was made again meanwhile")
+        back = [name for name in names if not owners.others(found, name) and links.find(name=name)]
+        report.leases_removed += leases.remove(
+            found,
+            lambda lease: (
+                lease.bridge in names and lease.bridge not in back and lease.pid in {*owners.dead, *owners.ours}
+            ),
+        )
+    if back:
+        raise NetsweepError(f"{back[0]} was made again meanwhile")
 
 
 def _together(failures: Sequence[NetsweepError]) -> NetsweepError:

@@ -7,7 +7,7 @@ from typing import Any
 
 from netsweep.model import BACKEND_OF_FLAVOUR
 from netsweep.output.escape import escape
-from netsweep.output.text import count, elsewhere
+from netsweep.output.text import count, elsewhere, listed
 
 _KINDS = {"legacy": "x_tables", "nft": "nf_tables"}
 
@@ -21,6 +21,8 @@ def doctor_lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield _line(f"{name} lock", f"{lock['path']}: {_lock(lock)}")
     if found["leases"]:
         yield _line("lease file", f"{found['leases']['path']}: {_leases(found['leases'])}")
+    if subnets := found["subnets"]:
+        yield _line("subnets", _subnets(subnets))
     settings = {k: v for k, v in found["settings"].items() if k not in ("lock_file", "lease_file")}
     yield _line("settings", "; ".join(f"{_words(name)} {_value(value)}" for name, value in settings.items()))
     own = {name: version for name, version in found["versions"].items() if name in ("netsweep", "python", "kernel")}
@@ -104,15 +106,24 @@ def _leases(leases: Mapping[str, Any]) -> str:
     return f"{count(leases['leases'], 'lease')}, {leases['running']:,} of running processes"
 
 
+def _subnets(subnets: Mapping[str, Any]) -> str:
+    return (
+        f"{subnets['range']}: {subnets['in_use']:,} in use, {subnets['leaked']:,} leaked, {subnets['free']:,} free "
+        f"of {subnets['total']:,} (/24)"
+    )
+
+
 def _verdict(found: Mapping[str, Any]) -> str:
     if found["status"]:
         return f"A sweep would fail here with exit status {found['status']}: {found['errors'][0]}"
     more = ""
     if found["elsewhere"]:
         more = f" {elsewhere(found['elsewhere'], found['settings']['chains'])}."
-    if not found["orphans"]:
+    if not (found["orphans"] or found["bridges"]):
         return f"A sweep could run here. It would find nothing to delete.{more}"
-    deletes = f"It would delete {count(found['orphans'], 'rule')}.{more}"
+    going = [count(found["bridges"], "bridge")] if found["bridges"] else []
+    going += [count(found["orphans"], "rule")] if found["orphans"] else []
+    deletes = f"It would delete {listed(going)}.{more}"
     if found["waits_for"]:
         locks = " and ".join(
             f"{_process(found['locks'][name])} releases the {name} lock" for name in found["waits_for"]

@@ -23,9 +23,12 @@ class Leased(NamedTuple):
 
 
 class BridgePolicy:
-    """Gives verdicts on bridges. ``min_age``: how old one without a lease has to be, in seconds."""
+    """Gives verdicts on bridges.
 
-    def __init__(self, names: Names, min_age: float) -> None:
+    ``min_age``: how old one without a lease has to be, in seconds; ``None`` where no age proves anything.
+    """
+
+    def __init__(self, names: Names, min_age: float | None) -> None:
         self.names = names
         self._min_age = min_age
 
@@ -56,7 +59,7 @@ class BridgePolicy:
             return Verdict.LEAKED, leased.dead
         if bridge.age is None:
             return Verdict.UNDECIDABLE, "age unknown: it has no address of its own whose age the kernel tells"
-        if bridge.age < self._min_age:
+        if self._min_age is None or bridge.age < self._min_age:
             return Verdict.UNDECIDABLE, f"{duration(bridge.age)} old, and not leased"
         return Verdict.LEAKED, f"not leased, and {duration(bridge.age)} old"
 

@@ -67,7 +67,7 @@ class Options:
     wait: float
     max_deletes: int | None
     bridges: bool
-    min_age: float
+    min_age: float | None
     journal: str | None
 
     def __init__(
@@ -204,13 +204,34 @@ def seconds(option: str, value: object, most: float = math.inf) -> float:
     return float(value)
 
 
-def _min_age(base: profiles.Profile, given: object) -> float:
+def _min_age(base: profiles.Profile, given: object) -> float | None:
     if given is None:
-        return base.min_age or 0.0
+        return base.min_age
     try:
         return seconds("min-age", profiles.duration(given) if isinstance(given, str) else given)
     except ValueError as error:
         raise UsageError(f"--min-age has to be a time as 90s, 20m, 1h30m or 2d, not {given!a}") from error
+
+
+def subnets(text: str) -> range:
+    """The /24 subnets that ``--subnets`` stands for, by the first three bytes of their addresses as a number.
+
+    Raises :class:`UsageError`.
+    """
+    from ipaddress import IPv4Address, IPv4Network
+
+    first, dash, last = text.replace("\N{EN DASH}", "-").partition("-")
+    try:
+        if dash:
+            ends = int(IPv4Address(first.strip())), int(IPv4Address(last.strip()))
+        else:
+            network = IPv4Network(first.strip())
+            ends = int(network[0]), int(network[-1])
+        if ends[0] % 256 or ends[1] % 256 != 255 or ends[0] > ends[1]:
+            raise ValueError("it has to be whole /24 subnets")
+    except ValueError as error:
+        raise UsageError(f"--subnets {text!a} is not FIRST-LAST, as 10.200.0.0-10.249.255.255: {error}") from error
+    return range(ends[0] >> 8, (ends[1] >> 8) + 1)
 
 
 def _number(option: str, value: object) -> int:

@@ -1,0 +1,63 @@
+"""The other network namespaces of this host, and how to talk to their kernel side. Changes nothing in them."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import socket
+import threading
+
+from netsweep.host.netlink import open_socket
+from netsweep.host.processes import listed_pids
+
+_CLONE_NEWNET = 0x40000000
+"""linux/sched.h."""
+
+OWN = "/proc/thread-self/ns/net"
+"""This thread's network namespace (proc(5))."""
+
+
+def other_namespaces() -> list[str]:
+    """Paths of the other network namespaces: those that processes are in, and those that are mounted by name.
+
+    A namespace that this process may not see is missing. Raises :class:`~netsweep.errors.NetsweepError` where /proc
+    cannot be read.
+    """
+    paths = [f"/proc/{pid}/ns/net" for pid in sorted(listed_pids())]
+    with (
+        contextlib.suppress(OSError),
+        open("/proc/thread-self/mountinfo", encoding="utf-8", errors="replace") as mounts,
+    ):
+        # The fourth field is the root of the mount, the fifth where it is (proc(5), mountinfo).
+        paths += [line.split()[4] for line in mounts if line.split()[3].startswith("net:[")]
+    found: dict[int, str] = {os.stat(OWN).st_ino: OWN}
+    for path in paths:
+        with contextlib.suppress(OSError):  # a process that ended, or is another user's
+            found.setdefault(os.stat(path).st_ino, path)
+    return [path for path in found.values() if path != OWN]
+
+
+def socket_in(path: str, protocol: int) -> socket.socket:
+    """A netlink socket for ``protocol`` of the network namespace at ``path``; raises :class:`OSError`.
+
+    A socket stays in the namespace that it was opened in, so only a thread that ends at once goes there.
+    """
+    found = list[socket.socket]()
+    failed = list[OSError]()
+
+    def enter() -> None:
+        try:
+            with open(path, "rb") as namespace:
+                if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), _CLONE_NEWNET):
+                    raise OSError(ctypes.get_errno(), "setns")
+            found.append(open_socket(protocol))
+        except OSError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=enter, name="netsweep-setns")
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return found[0]
