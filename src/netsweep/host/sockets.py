@@ -22,7 +22,7 @@ _SOCK_DIAG_BY_FAMILY = 20
 _REQUEST = struct.Struct("=BBBxI48x")
 """``struct inet_diag_req_v2``: family, protocol, extensions, states, and the identity of one socket."""
 _ALL_STATES = 0xFFFFFFFF
-_SOURCE, _INTERFACE, _INODE = 8, 40, 68
+_PORT, _SOURCE, _INTERFACE, _INODE = 4, 8, 40, 68
 """Offsets in ``struct inet_diag_msg``."""
 
 _PROTOCOLS = {
@@ -39,22 +39,23 @@ _FAMILIES = ((socket.AF_INET, "", 4), (socket.AF_INET6, "6", 16))
 
 
 class SocketsInUse:
-    """The ``addresses`` that sockets have as their own, and the indexes of the ``devices`` that they are bound to.
+    """What sockets use: ``addresses``, each with one of its sockets as ``tcp port 80``, and ``devices`` by their index.
 
     A socket that listens on every address uses none of them. What no process holds, as a connection that waits for its
     last packets, does not count. Raises :class:`~netsweep.errors.NetsweepError`.
     """
 
     def __init__(self) -> None:
-        self.addresses = set[str]()
+        self.addresses: dict[str, str] = {}
         self.devices = set[int]()
         try:
             with open_socket(NETLINK_SOCK_DIAG) as opened:
                 for protocol in _PROTOCOLS:
                     for family, suffix, size in _FAMILIES:
-                        for address, device in _sockets(opened, protocol, family, suffix, size):
+                        for address, port, device in _sockets(opened, protocol, family, suffix, size):
                             if not address.is_unspecified:
-                                self.addresses.add(str(getattr(address, "ipv4_mapped", None) or address))
+                                own = str(getattr(address, "ipv4_mapped", None) or address)
+                                self.addresses[own] = f"{protocol} port {port}"
                             self.devices.add(device)
             self.devices.update(int(line[4]) for line in _table("packet"))
         except (OSError, ValueError, IndexError) as error:
@@ -64,8 +65,8 @@ class SocketsInUse:
 
 def _sockets(
     opened: socket.socket, protocol: str, family: int, suffix: str, size: int
-) -> Iterator[tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]]:
-    """The own address and the device of each socket of a process; 0 is no device."""
+) -> Iterator[tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int, int]]:
+    """The own address, the port and the device of each socket of a process; 0 is no device."""
     number, module = _PROTOCOLS[protocol]
     if number is not None and _is_loaded(module):
         asked = request(_SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, _REQUEST.pack(family, number, 0, _ALL_STATES))
@@ -74,16 +75,18 @@ def _sockets(
                 body = offset + HEADER.size
                 if any(buffer[body + _INODE : body + _INODE + 4]):
                     device = int(struct.unpack_from("=I", buffer, body + _INTERFACE)[0])
-                    yield ipaddress.ip_address(buffer[body + _SOURCE : body + _SOURCE + size]), device
+                    port = int(struct.unpack_from("!H", buffer, body + _PORT)[0])
+                    yield ipaddress.ip_address(buffer[body + _SOURCE : body + _SOURCE + size]), port, device
             return
         except GoneError:  # the kernel has no such module
             pass
     for line in _table(protocol + suffix):
         if line[9] != "0":
-            words = bytes.fromhex(line[1].split(":")[0])
+            shown, _, shown_port = line[1].partition(":")
+            words = bytes.fromhex(shown)
             # The address is in 32-bit words of the machine's byte order.
             address = b"".join(struct.pack("=I", each) for (each,) in struct.iter_unpack(">I", words))
-            yield ipaddress.ip_address(address), 0
+            yield ipaddress.ip_address(address), int(shown_port, 16), 0
 
 
 def _table(name: str) -> Iterator[list[str]]:

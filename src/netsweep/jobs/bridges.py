@@ -216,7 +216,8 @@ def _bridges(concerned: Sequence[Link], everything: Sequence[Link], links: Links
 def _served(bridge: Bridge, sockets: SocketsInUse) -> list[str]:
     """What processes do with a bridge."""
     addresses = [address.text.split("/")[0] for address in bridge.addresses]
-    uses = [f"a process uses its address {address}" for address in addresses if address in sockets.addresses]
+    used = sockets.addresses
+    uses = [f"a process uses its address {each} ({used[each]})" for each in addresses if each in used]
     return uses + (["a socket is bound to it"] if bridge.ifindex in sockets.devices else [])
 
 
