@@ -61,14 +61,15 @@ def age_of(stamp: int, now: int) -> float:
     return 0.0 if age > now or age > 2**_STAMP_BITS - _IN_FUTURE else age / TICKS
 
 
-def process_age(start: int) -> float | None:
-    """Seconds since a process started (proc(5), starttime); ``None`` where it is not to be compared with an address.
+def process_clock() -> float | None:
+    """Now, by the clock that says when processes started: seconds since boot.
 
-    That is so where the host was suspended, as the clock of addresses stood still then.
+    ``None`` where ages of processes are not to be compared with those of addresses: where the host was suspended, as
+    the clock of addresses stood still then.
     """
     since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
     suspended = abs(since_boot - time.clock_gettime(time.CLOCK_MONOTONIC)) > _SAME
-    return None if suspended or os.sysconf("SC_CLK_TCK") != TICKS else since_boot - start / TICKS
+    return None if suspended or os.sysconf("SC_CLK_TCK") != TICKS else since_boot
 
 
 def is_younger(process: float, address: float) -> bool:

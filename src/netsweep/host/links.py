@@ -58,7 +58,7 @@ _CACHEINFO = struct.Struct("=IIII")
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
 _IFLA_EXT_MASK, _IFLA_PROMISCUITY, _IFLA_LINK_NETNSID, _IFLA_XDP = 29, 30, 37, 43
-_IFLA_PROP_LIST, _IFLA_ALT_IFNAME, _IFLA_ALLMULTI = 52, 53, 61
+_IFLA_TARGET_NETNSID, _IFLA_PROP_LIST, _IFLA_ALT_IFNAME, _IFLA_ALLMULTI = 46, 52, 53, 61
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_XDP_ATTACHED = 1, 2, 2
 _IFLA_VXLAN_LINK = 3
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_CACHEINFO = 1, 2, 6
@@ -83,7 +83,8 @@ class Link(NamedTuple):
 
     ``mac`` is its link-layer address. ``master`` is the index of the bridge or bond that it is a port of, and
     ``lower`` that of the link it is on top of, 0 for none; ``lower_nsid`` is the number of that one's network
-    namespace where it is of another. ``others``: what else uses the link, as far as itself tells.
+    namespace where it is of another. ``settings`` are the values that its kind has, as the kernel packs them.
+    ``others``: what else uses the link, as far as itself tells.
     """
 
     ifindex: int
@@ -95,6 +96,7 @@ class Link(NamedTuple):
     master: int = 0
     lower: int = 0
     lower_nsid: int | None = None
+    settings: frozenset[bytes] = frozenset()
     others: tuple[str, ...] = ()
 
 
@@ -147,21 +149,37 @@ class Links:
         # Kernels before 4.6 do not filter, and send all.
         return [link.name for message in self._dump_links(wanted) if (link := _link(*message)).master == ifindex]
 
-    def elsewhere(self) -> Mapping[int, str]:
-        """Links of other network namespaces that are on top of links here, by the index of the lower one."""
+    def elsewhere(self) -> tuple[Mapping[int, str], bool]:
+        """Links of other network namespaces that are on top of links here, by the index of the lower one.
+
+        Also says whether these are all: a namespace that cannot be entered may hold more. Those that have a number
+        here, as one that a link was moved to has, need not be entered.
+        """
         found: dict[int, str] = {}
+        complete = True
         with open(OWN, "rb") as own:
+            for nsid in self._nsids():
+                links = self._links_of(nsid)
+                # The kernel gives this namespace a number when it tells of a link that is on top of one here.
+                number = self._nsid(own.fileno()) if links else None
+                if nsid != number:
+                    found.update((link.lower, link.name) for link in links if link.lower_nsid == number)
             for path in other_namespaces():
                 try:
+                    with open(path, "rb") as namespace:
+                        if self._nsid(namespace.fileno()) is not None:
+                            continue
                     opened = socket_in(path, NETLINK_ROUTE)
-                except OSError:  # it is gone, or not to be entered
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+                except OSError:
+                    complete = False
                     continue
                 with Links(opened) as others:
-                    # The kernel gives this namespace a number there when it tells of a link that is on top of one here.
                     links = [link for link in others.all() if link.lower_nsid is not None]
                     number = others._nsid(own.fileno()) if links else None
                     found.update((link.lower, link.name) for link in links if link.lower_nsid == number)
-        return found
+        return found, complete
 
     def addresses(self) -> dict[int, list[Address]]:
         """The addresses here, by the index of their link."""
@@ -233,13 +251,32 @@ class Links:
             if not ascending:
                 raise
 
+    def _nsids(self) -> list[int]:
+        """The numbers of the other network namespaces that have one here (``ip netns list-id``)."""
+        everything = request(RTM_GETNSID, NLM_F_REQUEST | NLM_F_DUMP, bytes(4))
+        messages = dump(self._socket, everything, "reading network namespaces")
+        read = [dict(attributes(buffer, offset + HEADER.size + 4, end)) for buffer, offset, end in messages]
+        return [nsid for nsid in map(_int, [each.get(_NETNSA_NSID) for each in read]) if nsid is not None and nsid >= 0]
+
+    def _links_of(self, nsid: int) -> list[Link]:
+        """Links of the namespace with that number that are on top of links of others; none where it is gone."""
+        target = attribute(_IFLA_TARGET_NETNSID, _INT.pack(nsid))
+        try:
+            links = [_link(*message) for message in self._dump_links(_SKIP_STATS + target)]
+        except NetsweepError:
+            if nsid in self._nsids():
+                raise
+            return []
+        return [link for link in links if link.lower_nsid is not None]
+
     def _nsid(self, namespace: int) -> int | None:
-        """The number that this socket's namespace has for the one of a descriptor."""
+        """The number that this socket's namespace has for the one of a descriptor; ``None`` for none."""
         doing = "asking for a network namespace"
         answer = self._ask(RTM_GETNSID, bytes(4) + attribute(_NETNSA_FD, struct.pack("=I", namespace)), doing)
         if isinstance(answer, int):
             raise refused(answer, doing)
-        return _int(dict(attributes(answer, HEADER.size + 4)).get(_NETNSA_NSID))
+        nsid = _int(dict(attributes(answer, HEADER.size + 4)).get(_NETNSA_NSID))
+        return None if nsid is None or nsid < 0 else nsid
 
     def _do(self, kind: int, body: bytes) -> int:
         """Send a request and return the errno of the answer, 0 for success."""
@@ -264,10 +301,11 @@ def _link(buffer: bytes, offset: int, end: int) -> Link:
     index = _IFINFOMSG.unpack_from(buffer, offset + HEADER.size)[2]
     read = dict(attributes(buffer, offset + HEADER.size + _IFINFOMSG.size, end))
     info = dict(attributes(read.get(_IFLA_LINKINFO, b"")))
+    settings = dict(attributes(info.get(_IFLA_INFO_DATA, b"")))
     kind = _text(info[_IFLA_INFO_KIND]) if _IFLA_INFO_KIND in info else None
     lower = _int(read.get(_IFLA_LINK)) or 0
     if kind == "vxlan":
-        lower = lower or _int(dict(attributes(info.get(_IFLA_INFO_DATA, b""))).get(_IFLA_VXLAN_LINK)) or 0
+        lower = lower or _int(settings.get(_IFLA_VXLAN_LINK)) or 0
     aliases = [_text(data) for each, data in attributes(read.get(_IFLA_PROP_LIST, b"")) if each == _IFLA_ALT_IFNAME]
     others = []
     if _int(read.get(_IFLA_PROMISCUITY)) or _int(read.get(_IFLA_ALLMULTI)):
@@ -287,6 +325,7 @@ def _link(buffer: bytes, offset: int, end: int) -> Link:
         _int(read.get(_IFLA_MASTER)) or 0,
         lower,
         lower_nsid,
+        frozenset(settings.values()),
         tuple(others),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import socket
 import threading
 
@@ -18,24 +19,27 @@ OWN = "/proc/thread-self/ns/net"
 """This thread's network namespace (proc(5))."""
 
 
+_ESCAPED = re.compile(r"\\([0-7]{3})")
+"""How /proc/PID/mountinfo writes blanks and backslashes."""
+
+
 def other_namespaces() -> list[str]:
     """Paths of the other network namespaces: those that processes are in, and those that are mounted by name.
 
-    A namespace that this process may not see is missing. Raises :class:`~netsweep.errors.NetsweepError` where /proc
-    cannot be read.
+    Processes that are not shown here, or that this one may not look into, are left out. Raises
+    :class:`~netsweep.errors.NetsweepError` where /proc cannot be read.
     """
     paths = [f"/proc/{pid}/ns/net" for pid in sorted(listed_pids())]
-    with (
-        contextlib.suppress(OSError),
-        open("/proc/thread-self/mountinfo", encoding="utf-8", errors="replace") as mounts,
-    ):
+    mounted = "/proc/thread-self/mountinfo"
+    with contextlib.suppress(OSError), open(mounted, encoding="utf-8", errors="surrogateescape") as mounts:
         # The fourth field is the root of the mount, the fifth where it is (proc(5), mountinfo).
-        paths += [line.split()[4] for line in mounts if line.split()[3].startswith("net:[")]
-    found: dict[int, str] = {os.stat(OWN).st_ino: OWN}
+        found = [fields[4] for fields in map(str.split, mounts) if fields[3].startswith("net:[")]
+        paths += [_ESCAPED.sub(lambda octal: chr(int(octal[1], 8)), path) for path in found]
+    known: dict[int, str] = {os.stat(OWN).st_ino: OWN}
     for path in paths:
-        with contextlib.suppress(OSError):  # a process that ended, or is another user's
-            found.setdefault(os.stat(path).st_ino, path)
-    return [path for path in found.values() if path != OWN]
+        with contextlib.suppress(OSError):  # a process that ended, or may not be looked into
+            known.setdefault(os.stat(path).st_ino, path)
+    return [path for path in known.values() if path != OWN]
 
 
 def socket_in(path: str, protocol: int) -> socket.socket:

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from netsweep.errors import NetsweepError
-from netsweep.host.clocks import process_age
+from netsweep.host.clocks import TICKS
 
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 """PROC_PID_INIT_INO, linux/proc_ns.h."""
@@ -57,10 +57,11 @@ def all_pids() -> set[int] | None:
     return None if found is None else set(found)
 
 
-def ages(pids: Collection[int]) -> dict[int, float]:
+def ages(pids: Collection[int], now: float) -> dict[int, float]:
     """The age, in seconds, of the oldest running process that has each of ``pids``, in any PID namespace.
 
-    A PID that nobody has is missing, and so is one whose age is not to be compared with that of an address.
+    ``now`` is from :func:`netsweep.host.clocks.process_clock`; who started later has a negative age. A PID that nobody
+    has is missing, and so is one of which that cannot be known.
     """
     known: dict[int, float] = {}
     found = _namesakes() or {}
@@ -68,9 +69,7 @@ def ages(pids: Collection[int]) -> dict[int, float]:
         with contextlib.suppress(OSError, ValueError, IndexError):
             # The name in parentheses may hold anything.
             behind_name = [_read(f"/proc/{each}/stat").rpartition(b")")[2].split() for each in found[pid]]
-            age = process_age(min(int(fields[_STARTTIME]) for fields in behind_name))
-            if age is not None:
-                known[pid] = age
+            known[pid] = now - min(int(fields[_STARTTIME]) for fields in behind_name) / TICKS
     return known
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import time
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from netsweep.errors import BusyError, ContentionError, NetsweepError, NotPermittedError
 from netsweep.host import leases
-from netsweep.host.clocks import is_younger
+from netsweep.host.clocks import is_younger, process_clock
 from netsweep.host.leases import Leases
 from netsweep.host.links import Link, Links
 from netsweep.host.processes import ages
@@ -32,7 +33,11 @@ PORTION = 10
 _TURN = 0.005
 """Seconds between two holds of the subnet lock, so that those who queue for it get it first."""
 
+_FRESH = 1.0
+"""Seconds that a look counts for what is not looked at again under the lock: sockets, addresses, other namespaces."""
+
 _CHANGED = "it changed while it was looked at"
+_UNSEEN = "a network namespace that cannot be looked into may use it: run as root"
 _GOES_FIRST = "its bridge is leaked, and goes first"
 
 
@@ -40,9 +45,10 @@ class BridgeLook(NamedTuple):
     """Every bridge that may concern us, with a verdict, and what these depend on.
 
     ``dead`` are processes of leases that are gone, ``ages`` are those of the others, in seconds. ``stale`` are the
-    leases whose process is gone and whose bridge does not exist.
+    leases whose process is gone and whose bridge does not exist. ``began`` is by :func:`time.monotonic`.
     """
 
+    began: float
     findings: list[BridgeFinding]
     leases: Leases
     dead: Collection[int]
@@ -91,11 +97,14 @@ class Bridges:
         failures = list[str]()
         shown = {finding.bridge.ifindex: finding for finding in first.leaked}
         left, look = list(shown), first
+        at_first = {*first.stale, *(lease for each in first.leaked for lease in first.leases_of(each.bridge))}
         while True:
             portion, left = left[:PORTION], left[PORTION:]
-            shown.update((each.bridge.ifindex, each) for each in look.findings if each.bridge.ifindex in portion)
+            found = {each.bridge.ifindex: each for each in look.findings}
+            # One that is not there any more was deleted by somebody else.
+            shown.update((each, found.get(each) or shown[each]._replace(deleted=True)) for each in portion)
             # Who leaked since the first look is left to the next sweep.
-            unwanted = set[Lease]() if left else set(first.stale)
+            unwanted = set[Lease]() if left else at_first.intersection(look.stale)
             for finding in [each for each in look.leaked if each.bridge.ifindex in portion]:
                 ifindex = finding.bridge.ifindex
                 try:
@@ -144,6 +153,8 @@ class Bridges:
         if bridge is None:
             return False
         with subnet_locked(self._options, self._report):
+            if time.monotonic() > look.began + _FRESH:
+                raise ContentionError("getting the subnet lock took long")
             now = self._judge.leases_since(look.leases)
             if _of(bridge, now) != look.leases_of(bridge) or _leased(bridge, now, look.dead, look.ages).alive:
                 return False
@@ -169,21 +180,24 @@ def look_at_bridges(options: Options, judge: Judge, links: Links) -> BridgeLook:
     :class:`~netsweep.errors.NetsweepError`.
     """
     policy = BridgePolicy(judge.policy.names, options.min_age)
+    began, clock = time.monotonic(), process_clock()
     # Leases last: a lease is written before its bridge is made.
     everything, addresses = links.all(), links.addresses()
     bridges = _bridges([link for link in everything if policy.concerns((link.name, *link.aliases))], everything, links)
     bridges = [bridge._replace(addresses=tuple(addresses.get(bridge.ifindex, ()))) for bridge in bridges]
     if bridges:
         sockets = SocketsInUse()
-        bridges = [bridge._replace(uses=(*bridge.uses, *_served(bridge, sockets))) for bridge in bridges]
+        # As a tunnel has its local address.
+        settings = {value: link.name for link in everything if link.kind != "bridge" for value in link.settings}
+        bridges = [each._replace(uses=(*each.uses, *_served(each, sockets, settings))) for each in bridges]
     found, dead = judge.leases()
     undecided = {lease.pid for bridge in bridges for lease in _of(bridge, found)}.difference(dead)
-    known = ages(undecided) if undecided else {}
+    known = ages(undecided, clock) if undecided and clock is not None else {}
     findings = [policy.judge(bridge, _leased(bridge, found, dead, known)) for bridge in bridges]
     here = {name for link in everything for name in (link.name, *link.aliases)}
     names = judge.policy.names
     stale = [each for each in found.all if each.pid in dead and each.bridge not in here and names.owns(each.bridge)]
-    return BridgeLook(findings, found, dead, known, stale)
+    return BridgeLook(began, findings, found, dead, known, stale)
 
 
 def bridge_of(link: Link) -> Bridge:
@@ -203,21 +217,25 @@ def _bridges(concerned: Sequence[Link], everything: Sequence[Link], links: Links
             uses[link.lower].append(f"{link.name} is on top of it")
         if link.master:
             uses[link.ifindex].append(f"it is a port of {names.get(link.master, 'another link')}")
-    for ifindex, name in links.elsewhere().items():
+    elsewhere, complete = links.elsewhere()
+    for ifindex, name in elsewhere.items():
         uses[ifindex].append(f"{name} of another network namespace is on top of it")
+    unseen = () if complete else (_UNSEEN,)
     return [
         bridge_of(link)._replace(
-            ports=tuple(ports.get(link.ifindex, ())), uses=(*uses.get(link.ifindex, ()), *link.others)
+            ports=tuple(ports.get(link.ifindex, ())), uses=(*uses.get(link.ifindex, ()), *link.others, *unseen)
         )
         for link in concerned
     ]
 
 
-def _served(bridge: Bridge, sockets: SocketsInUse) -> list[str]:
-    """What processes do with a bridge."""
+def _served(bridge: Bridge, sockets: SocketsInUse, settings: Mapping[bytes, str]) -> list[str]:
+    """What processes do with a bridge, and links that have an address of it among their ``settings``."""
     addresses = [address.text.split("/")[0] for address in bridge.addresses]
     used = sockets.addresses
     uses = [f"a process uses its address {each} ({used[each]})" for each in addresses if each in used]
+    packed = [ipaddress.ip_address(address).packed for address in addresses]
+    uses += [f"{settings[each]} uses an address of it" for each in packed if each in settings]
     return uses + (["a socket is bound to it"] if bridge.ifindex in sockets.devices else [])
 
 
