@@ -188,11 +188,12 @@ class Address(NamedTuple):
 
 
 class Lease(NamedTuple):
-    """A lease: the subnet that it is for, and the bridge and the process that it names."""
+    """A lease: the subnet that it is for, the bridge and the process that it names, and its whole text."""
 
     subnet: str
     bridge: str
     pid: int
+    text: str = ""
 
 
 class Bridge(NamedTuple):

@@ -19,7 +19,7 @@ from netsweep.report import Report
 @option("--exit-code", is_flag=True, help=f"Exit with {ORPHANS_FOUND} where there are orphans or leaked bridges.")
 @output_options
 def command(all_rules: bool, exit_code: bool, form: str, verbose: bool, **settings: Any) -> int:
-    """Show orphaned rules, and with --bridges leaked bridges; change nothing.
+    """Show orphaned rules, or leaked bridges too; change nothing.
 
     Takes no lock, creates no file, loads no kernel module. Needs CAP_NET_ADMIN, as reading the
     kernel's tables does.

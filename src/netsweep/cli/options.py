@@ -157,7 +157,7 @@ _means = (
         "--lock-file",
         metavar="PATH",
         shown=_PROFILE.lock_file,
-        help="Subnet lock of the test harness; only a sweep takes it. A profile may have none.",
+        help="Subnet lock of the test harness; only what deletes takes it. A profile may have none.",
     ),
     option(
         "--lease-file",
@@ -171,7 +171,7 @@ _means = (
         metavar="SECONDS",
         type=float,
         shown=f"{LOCK_TIMEOUT:g}",
-        help="How long a sweep waits for the subnet lock; 0: do not wait.",
+        help="How long to wait for the subnet lock, where it is taken; 0: do not wait.",
     ),
     wait_option,
 )

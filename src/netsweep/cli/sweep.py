@@ -30,7 +30,7 @@ from netsweep.report import Report
 @option("--best-effort", is_flag=True, help="Report failures, but exit with 0: for a post-step.")
 @output_options
 def command(dry_run: bool, best_effort: bool, form: str, verbose: bool, **settings: Any) -> int:
-    """Delete orphaned rules, and with --bridges leaked bridges before.
+    """Delete orphaned rules, or leaked bridges too.
 
     Looks without any lock first, and is done where there are no orphans. Otherwise it takes the
     subnet lock (and the xtables lock for x_tables), decides again, deletes, and releases the locks: a

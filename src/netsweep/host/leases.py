@@ -79,28 +79,18 @@ def of(path: str, content: bytes, leases: Iterable[Lease]) -> Leases:
     return Leases(path, content, {name: tuple(of_name) for name, of_name in by_name.items()})
 
 
-def remove(known: Leases, unwanted: Callable[[Lease], bool]) -> int:
-    """Take those leases that are ``unwanted`` out of the file that ``known`` was read from; return how many these were.
+def remove(path: str, unwanted: Callable[[Lease], bool]) -> int:
+    """Take those leases that are ``unwanted`` out of the file at ``path``, and return how many these were.
 
-    To be called under the subnet lock. A lease that is not as it was in ``known`` stays. The file is replaced by
-    rename; owner, mode and all that is not understood in it stay. Raises as :func:`read`, and where it cannot be
-    replaced.
+    To be called under the subnet lock. The file is replaced by rename; owner, mode and all that is not understood in
+    it stay. Raises as :func:`read`, and where it cannot be replaced.
     """
-    found = read(known.path, known)
-    if not any(map(unwanted, found.all)):
-        return 0
-    document: dict[str, Any] = json.loads(found.content or b"")
-    before = document["leases"] if found is known else json.loads(known.content or b"{}").get("leases") or {}
-    gone = {
-        lease.subnet
-        for lease in found.all
-        if before.get(lease.subnet) == document["leases"][lease.subnet] and unwanted(lease)
-    }
+    found = read(path)
+    gone = {lease.subnet for lease in found.all if unwanted(lease)}
     if gone:
+        document: dict[str, Any] = json.loads(found.content or b"")
         document["leases"] = {subnet: lease for subnet, lease in document["leases"].items() if subnet not in gone}
-        replace_regular(
-            known.path, found.content or b"", json.dumps(document).encode("ascii") + b"\n", what="lease file"
-        )
+        replace_regular(path, found.content or b"", json.dumps(document).encode("ascii") + b"\n", what="lease file")
     return len(gone)
 
 
@@ -118,11 +108,16 @@ def dead(pids: Collection[int]) -> set[int]:
     return set() if taken is None else ended - taken
 
 
-def living(leases: Leases, names: Collection[str], dead: Collection[int], ours: Collection[int] = ()) -> dict[str, str]:
+def living(
+    leases: Leases,
+    names: Collection[str],
+    dead: Collection[int],
+    ignored: Callable[[Lease], bool] = lambda _: False,
+) -> dict[str, str]:
     """Those of ``names`` that are leased, each with the reason why the lease counts.
 
     ``dead`` is what :func:`dead` said; a PID in it that runs by now counts again, and one that it was
-    not asked about counts. The leases of processes that are ``ours`` never count.
+    not asked about counts. Leases that are ``ignored`` never count.
     """
     leased = [name for name in names if name in leases.by_name]
     if not leased:
@@ -131,7 +126,7 @@ def living(leases: Leases, names: Collection[str], dead: Collection[int], ours: 
     present, running = listed_pids(), functools.cache(is_running)
     found = {}
     for name in leased:
-        for pid in [lease.pid for lease in leases.by_name[name] if lease.pid not in ours]:
+        for pid in [lease.pid for lease in leases.by_name[name] if not ignored(lease)]:
             if pid in present and running(pid):
                 found[name] = f"a running process (PID {pid}) holds a lease for {name}"
                 break
@@ -177,7 +172,7 @@ def _parse_lease(subnet: str, lease: object) -> Lease:
     # bool is an int to Python, and a PID outside the kernel's range does not tell which process runs.
     if not isinstance(pid, int) or isinstance(pid, bool) or not 0 < pid <= PID_MAX:
         raise _NotUnderstoodError(f"{where} has no valid pid")
-    return Lease(subnet, bridge, pid)
+    return Lease(subnet, bridge, pid, json.dumps(lease))
 
 
 def _no_name_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -11,6 +11,7 @@ import ipaddress
 import os
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -25,7 +26,7 @@ from pyroute2.netlink.rtnl import (
     RTM_GETROUTE,
 )
 
-from netsweep.errors import NetsweepError
+from netsweep.errors import ContentionError, NetsweepError
 from netsweep.host.clocks import address_clock, age_of
 from netsweep.host.namespaces import OWN, other_namespaces, socket_in
 from netsweep.host.netlink import (
@@ -71,6 +72,9 @@ _SKIP_STATS = attribute(_IFLA_EXT_MASK, struct.pack("=I", 1 << 3))
 _QUICK = 0.0003
 """Seconds that an answer takes at most where nobody holds the kernel's RTNL lock: 0.04 ms is usual."""
 
+_AT_ONCE = 0.03
+"""Seconds to wait for an answer under the subnet lock, which leaves time to delete a link within 100 ms."""
+
 _QUIET_MAX = 0.5
 """Seconds to wait for a moment in which nobody holds the RTNL lock."""
 
@@ -83,8 +87,8 @@ class Link(NamedTuple):
 
     ``mac`` is its link-layer address. ``master`` is the index of the bridge or bond that it is a port of, and
     ``lower`` that of the link it is on top of, 0 for none; ``lower_nsid`` is the number of that one's network
-    namespace where it is of another. ``settings`` are the values that its kind has, as the kernel packs them.
-    ``others``: what else uses the link, as far as itself tells.
+    namespace where it is of another. ``settings`` are the values that its kind has, as the kernel packs them, but for
+    those of bridges. ``others``: what else uses the link, as far as itself tells.
     """
 
     ifindex: int
@@ -297,12 +301,39 @@ class Links:
             raise refused(error.errno or errno.EIO, doing) from error
 
 
+def find_at_once(*, ifindex: int = 0, name: str = "") -> Link | None:
+    """The same as :meth:`Links.find`, where the answer comes at once.
+
+    Raises :class:`~netsweep.errors.ContentionError` where somebody else holds the RTNL lock. A question that waits for
+    that lock cannot be taken back, so a thread of its own asks it.
+    """
+    found = list[Link | None]()
+    failed = list[Exception]()
+
+    def ask() -> None:
+        try:
+            with Links() as links:
+                found.append(links.find(ifindex=ifindex, name=name))
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=ask, name="netsweep-link", daemon=True)
+    thread.start()
+    thread.join(_AT_ONCE)
+    if failed:
+        raise failed[0]
+    if not found:
+        raise ContentionError("others kept the kernel from changing links")
+    return found[0]
+
+
 def _link(buffer: bytes, offset: int, end: int) -> Link:
     index = _IFINFOMSG.unpack_from(buffer, offset + HEADER.size)[2]
     read = dict(attributes(buffer, offset + HEADER.size + _IFINFOMSG.size, end))
     info = dict(attributes(read.get(_IFLA_LINKINFO, b"")))
-    settings = dict(attributes(info.get(_IFLA_INFO_DATA, b"")))
     kind = _text(info[_IFLA_INFO_KIND]) if _IFLA_INFO_KIND in info else None
+    # Those of a bridge are timers, most of them.
+    settings = {} if kind == "bridge" else dict(attributes(info.get(_IFLA_INFO_DATA, b"")))
     lower = _int(read.get(_IFLA_LINK)) or 0
     if kind == "vxlan":
         lower = lower or _int(settings.get(_IFLA_VXLAN_LINK)) or 0

@@ -13,7 +13,7 @@ from netsweep.errors import BusyError, ContentionError, NetsweepError, NotPermit
 from netsweep.host import leases
 from netsweep.host.clocks import is_younger, process_clock
 from netsweep.host.leases import Leases
-from netsweep.host.links import Link, Links
+from netsweep.host.links import Link, Links, find_at_once
 from netsweep.host.processes import ages
 from netsweep.host.sockets import SocketsInUse
 from netsweep.jobs.locked import subnet_locked
@@ -66,7 +66,11 @@ class BridgeLook(NamedTuple):
 
 
 class Bridges:
-    """Looks at the bridges of this network namespace, and deletes leaked ones. A context manager."""
+    """Looks at the bridges of this network namespace, and deletes leaked ones. A context manager.
+
+    ``unwanted`` are the leases of deleted bridges, and stale ones. They are removed last: nobody leases their names as
+    long as rules of the old networks are left.
+    """
 
     def __init__(self, options: Options, judge: Judge, patience: Patience, report: Report) -> None:
         self._options = options
@@ -74,6 +78,7 @@ class Bridges:
         self._patience = patience
         self._report = report
         self._links = Links()
+        self.unwanted = set[Lease]()
 
     def __enter__(self) -> Bridges:
         return self
@@ -89,88 +94,99 @@ class Bridges:
         return look
 
     def delete(self, first: BridgeLook, journal: Journal | None) -> list[str]:
-        """Delete the bridges that leaked at the ``first`` look and still do, with their leases, and stale leases.
+        """Delete the bridges that leaked at the ``first`` look and still do.
 
         The subnet lock is taken anew for each bridge, which is checked again under it. Returns what failed; that does
         not stop the others. Raises :class:`~netsweep.errors.NetsweepError` where none could be deleted any more.
         """
         failures = list[str]()
+        self.unwanted.update(first.stale)
         shown = {finding.bridge.ifindex: finding for finding in first.leaked}
         left, look = list(shown), first
-        at_first = {*first.stale, *(lease for each in first.leaked for lease in first.leases_of(each.bridge))}
-        while True:
+        while left:
             portion, left = left[:PORTION], left[PORTION:]
+            look = first if look is first else self._look_again()
             found = {each.bridge.ifindex: each for each in look.findings}
-            # One that is not there any more was deleted by somebody else.
-            shown.update((each, found.get(each) or shown[each]._replace(deleted=True)) for each in portion)
-            # Who leaked since the first look is left to the next sweep.
-            unwanted = set[Lease]() if left else at_first.intersection(look.stale)
-            for finding in [each for each in look.leaked if each.bridge.ifindex in portion]:
-                ifindex = finding.bridge.ifindex
+            for ifindex in portion:
+                if ifindex not in found:
+                    # Somebody else deleted it, and may have leased its name since.
+                    shown[ifindex] = shown[ifindex]._replace(deleted=True)
+                    continue
+                shown[ifindex] = found[ifindex]
+                if found[ifindex].verdict is not Verdict.LEAKED:
+                    continue
                 try:
-                    look, deleted = self._delete(look, ifindex, journal)
+                    look, shown[ifindex] = self._delete(look, found[ifindex], journal)
                 except (BusyError, NotPermittedError):
                     raise
                 except NetsweepError as error:
-                    failures.append(f"{finding.bridge.name}: {error}")
-                    continue
-                changed = finding._replace(verdict=Verdict.UNDECIDABLE, reason=_CHANGED)
-                shown[ifindex] = finding._replace(deleted=True) if deleted else changed
-                unwanted.update(look.leases_of(finding.bridge) if deleted else ())
+                    failures.append(f"{found[ifindex].bridge.name}: {error}")
                 self._report.bridges = list(shown.values())
                 time.sleep(_TURN)
-            if unwanted:
-                try:
-                    self._patience.retry(partial(self._remove, look.leases, unwanted))
-                except BusyError:
-                    raise
-                except NetsweepError as error:
-                    failures.append(str(error))
-            if not left:
-                return list(dict.fromkeys(failures))
-            look = self._look_again()
+        return failures
+
+    def remove_leases(self) -> list[str]:
+        """Remove the ``unwanted`` leases, under the subnet lock; return what failed."""
+        path = self._options.lease_file
+        if not self.unwanted or path is None:
+            return []
+        try:
+            self._patience.retry(partial(self._remove, path))
+        except BusyError:
+            raise
+        except NetsweepError as error:
+            return [str(error)]
+        return []
 
     def _look_again(self) -> BridgeLook:
         return self._patience.retry(partial(look_at_bridges, self._options, self._judge, self._links))
 
-    def _delete(self, look: BridgeLook, ifindex: int, journal: Journal | None) -> tuple[BridgeLook, bool]:
-        """Delete a bridge where it still leaks; return whether it is gone, and the look that says so."""
+    def _delete(
+        self, look: BridgeLook, finding: BridgeFinding, journal: Journal | None
+    ) -> tuple[BridgeLook, BridgeFinding]:
+        """Delete a bridge where it still leaks; return what became of it, and the look that this depends on."""
 
-        def attempt() -> tuple[BridgeLook, bool]:
-            nonlocal look
-            self._links.wait_until_quiet(ifindex)
+        def attempt() -> tuple[BridgeLook, BridgeFinding]:
+            nonlocal look, finding
+            self._links.wait_until_quiet(finding.bridge.ifindex)
             try:
-                return look, self._delete_at_once(look, ifindex, journal)
+                return look, self._delete_at_once(look, finding, journal)
             except ContentionError:
                 look = look_at_bridges(self._options, self._judge, self._links)
+                same = [each for each in look.findings if each.bridge.ifindex == finding.bridge.ifindex]
+                finding = same[0] if same else finding._replace(deleted=True)
                 raise
 
         return self._patience.retry(attempt)
 
-    def _delete_at_once(self, look: BridgeLook, ifindex: int, journal: Journal | None) -> bool:
-        """Delete a bridge under the subnet lock; False where it is not as it was in ``look``, and stays."""
-        bridge = next((each.bridge for each in look.leaked if each.bridge.ifindex == ifindex), None)
-        if bridge is None:
-            return False
+    def _delete_at_once(self, look: BridgeLook, finding: BridgeFinding, journal: Journal | None) -> BridgeFinding:
+        """Delete a bridge under the subnet lock, where it is as it was in ``look``."""
+        if finding.verdict is not Verdict.LEAKED or finding.deleted:
+            return finding
+        bridge, links = finding.bridge, self._links
+        changed = finding._replace(verdict=Verdict.UNDECIDABLE, reason=_CHANGED)
         with subnet_locked(self._options, self._report):
             if time.monotonic() > look.began + _FRESH:
                 raise ContentionError("getting the subnet lock took long")
             now = self._judge.leases_since(look.leases)
-            if _of(bridge, now) != look.leases_of(bridge) or _leased(bridge, now, look.dead, look.ages).alive:
-                return False
-            link = self._links.find(ifindex=ifindex)
+            of_bridge = look.leases_of(bridge)
+            if _of(bridge, now) != of_bridge or _leased(bridge, now, look.dead, look.ages).alive:
+                return changed
+            link = find_at_once(ifindex=bridge.ifindex)
             if link is None:
-                return True  # somebody else deleted it
-            if bridge_of(link) != bridge._replace(addresses=()) or link.master or self._links.ports(ifindex):
-                return False
+                # Who leased its name since may be younger than the bridge was.
+                return finding._replace(deleted=True)
+            if bridge_of(link) != bridge._replace(addresses=()) or link.master or links.ports(link.ifindex):
+                return changed
             if journal:
                 journal.note(bridge)
-            self._links.delete(ifindex)
-            return True
+            links.delete(link.ifindex)
+        self.unwanted.update(of_bridge)
+        return finding._replace(deleted=True)
 
-    def _remove(self, known: Leases, unwanted: Collection[Lease]) -> None:
+    def _remove(self, path: str) -> None:
         with subnet_locked(self._options, self._report):
-            self._report.leases_removed += leases.remove(known, unwanted.__contains__)
+            self._report.leases_removed += leases.remove(path, self.unwanted.__contains__)
 
 
 def look_at_bridges(options: Options, judge: Judge, links: Links) -> BridgeLook:
@@ -188,7 +204,7 @@ def look_at_bridges(options: Options, judge: Judge, links: Links) -> BridgeLook:
     if bridges:
         sockets = SocketsInUse()
         # As a tunnel has its local address.
-        settings = {value: link.name for link in everything if link.kind != "bridge" for value in link.settings}
+        settings = {value: link.name for link in everything for value in link.settings}
         bridges = [each._replace(uses=(*each.uses, *_served(each, sockets, settings))) for each in bridges]
     found, dead = judge.leases()
     undecided = {lease.pid for bridge in bridges for lease in _of(bridge, found)}.difference(dead)
@@ -251,7 +267,7 @@ def _leased(bridge: Bridge, found: Leases, dead: Collection[int], known: Mapping
     younger = {
         lease.pid for lease in of_bridge if age is not None and lease.pid in known and is_younger(known[lease.pid], age)
     }
-    alive = leases.living(found, bridge.names, dead, younger)
+    alive = leases.living(found, bridge.names, dead, lambda lease: lease.pid in younger)
     pid = of_bridge[0].pid
     how = "which started after its address was made" if pid in younger else "which is gone"
     return Leased(of_bridge, next(iter(alive.values()), None), f"its lease names PID {pid}, {how}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,7 +15,7 @@ from netsweep.host import leases
 from netsweep.host.capabilities import require_net_admin
 from netsweep.host.leases import Leases
 from netsweep.jobs.patience import Patience
-from netsweep.model import Chain, Family, Life, Rule, Table
+from netsweep.model import Chain, Family, Lease, Life, Rule, Table
 from netsweep.output.failures import explain
 from netsweep.output.text import changes
 from netsweep.policy.names import Names
@@ -67,14 +67,19 @@ class Living(NamedTuple):
 class Judge:
     """Decides on rules: by policy, and by who is alive here. A context manager that holds at most one socket.
 
-    ``ours``: the processes whose leases do not count.
+    ``ignored``: leases that do not count. ``only`` as in :class:`~netsweep.policy.verdicts.Policy`.
     """
 
-    def __init__(self, options: Options, ours: Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        options: Options,
+        ignored: Callable[[Lease], bool] = lambda _: False,
+        only: Collection[str] | None = None,
+    ) -> None:
         profile = options.profile
         names = Names(options.prefixes, options.protected, profile.comments, options.globs)
-        self._ours = ours
-        self.policy = Policy(names, profile.claims, include_negated=options.include_negated)
+        self.ignored = ignored
+        self.policy = Policy(names, profile.claims, include_negated=options.include_negated, only=only)
         self._settle = options.settle
         self._settled: frozenset[str] = frozenset()
         self._lease_file = options.lease_file
@@ -128,7 +133,7 @@ class Judge:
         names, indexes = self.policy.asked(rules)
         found, dead = self.leases()
         gone, devices = self._find(names, indexes)
-        return Living(Life(gone, devices, leases.living(found, names, dead, self._ours)), found, dead)
+        return Living(Life(gone, devices, leases.living(found, names, dead, self.ignored)), found, dead)
 
     def leases(self) -> tuple[Leases, Collection[int]]:
         """The leases of now, and which of their processes are dead; raises as :func:`netsweep.host.leases.read`."""
@@ -162,7 +167,7 @@ class Judge:
             each.pid for name in gone for each in found.by_name.get(name, ()) if each not in known.by_name.get(name, ())
         }
         dead = set(living.dead) - new if found is not known else living.dead
-        return living.life._replace(leases=leases.living(found, gone, dead, self._ours))
+        return living.life._replace(leases=leases.living(found, gone, dead, self.ignored))
 
     def confirm(self, orphans: Sequence[Rule], life: Life) -> None:
         """Ask again which interfaces exist; raises :class:`ContentionError` where one keeps an orphan now."""

@@ -88,40 +88,44 @@ def sweep(options: Options) -> Report:
         _journal(options) as journal,
     ):
         patience = Patience(options.wait, report)
-        failures = _sweep_bridges(options, backends, judge, journal, patience, report) if options.bridges else []
-        # What a journal could not put back, and how much goes, has to be known before anything goes.
-        limit = None if options.journal or options.max_deletes is not None else LOOK_MAX
-        began, more = time.monotonic(), True
         refused: dict[Table, str] = {}
-        while more:
-            rules, _, life, more = look_around(options, backends, judge, patience, report, limit)
-            orphans = _as_numbered_at_first(judge.policy.orphans(rules, life), report)
-            _check_number(options, report.deleted + len(orphans), report.bridges_deleted)
-            kept = [rule for rule in orphans if rule.chain.table in refused]
-            if wanted := [rule for rule in orphans if rule.chain.table not in refused]:
-                if journal:
-                    journal.check(wanted)
-                kept += delete_rules(options, backends, wanted, judge, journal, patience, refused, report)
-            if limit and 2 * len(wanted) < limit:
-                limit *= 2  # mostly rules that stay: the next look has to see behind them
-            if time.monotonic() > began + options.wait:
-                limit = None  # who leaks as fast as this deletes must not keep it going: the next look is the last
-            judge.policy.forget()
-        report.add_orphans(judge.policy.found(kept))
+        with _bridges_deleted(options, backends, judge, journal, patience, report) as failures:
+            # What a journal could not put back, and how much goes, has to be known before anything goes.
+            limit = None if options.journal or options.max_deletes is not None else LOOK_MAX
+            began, more = time.monotonic(), True
+            while more:
+                rules, _, life, more = look_around(options, backends, judge, patience, report, limit)
+                orphans = _as_numbered_at_first(judge.policy.orphans(rules, life), report)
+                _check_number(options, report.deleted + len(orphans), report.bridges_deleted)
+                kept = [rule for rule in orphans if rule.chain.table in refused]
+                if wanted := [rule for rule in orphans if rule.chain.table not in refused]:
+                    if journal:
+                        journal.check(wanted)
+                    kept += delete_rules(options, backends, wanted, judge, journal, patience, refused, report)
+                if limit and 2 * len(wanted) < limit:
+                    limit *= 2  # mostly rules that stay: the next look has to see behind them
+                if time.monotonic() > began + options.wait:
+                    limit = None  # who leaks as fast as this deletes must not keep it going: the next look is the last
+                judge.policy.forget()
+            report.add_orphans(judge.policy.found(kept))
         if failures or refused:
             raise TableError("; ".join([*failures, *refused.values()]))
     return report
 
 
-def _sweep_bridges(
+@contextmanager
+def _bridges_deleted(
     options: Options,
     backends: Mapping[str, Backend],
     judge: Judge,
     journal: Journal | None,
     patience: Patience,
     report: Report,
-) -> list[str]:
-    """Delete the leaked bridges, and leases that are good for nothing; return what failed."""
+) -> Iterator[list[str]]:
+    """Delete leaked bridges before, where they are asked for, and in the end their leases; yield what failed."""
+    if not options.bridges:
+        yield []
+        return
     from netsweep.jobs.bridges import Bridges, presumed_gone  # most runs need none
 
     with Bridges(options, judge, patience, report) as bridges:
@@ -132,7 +136,12 @@ def _sweep_bridges(
             _check_number(options, len(orphans), len(look.leaked))
             if journal:
                 journal.check(orphans)
-        return bridges.delete(look, journal)
+        failures = bridges.delete(look, journal)
+        judge.ignored = bridges.unwanted.__contains__
+        try:
+            yield failures
+        finally:
+            failures += bridges.remove_leases()
 
 
 def _as_numbered_at_first(rules: list[Rule], report: Report) -> list[Rule]:

@@ -10,14 +10,15 @@ from netsweep.errors import ContentionError, NetsweepError, UsageError
 from netsweep.firewall import Backend
 from netsweep.host import leases
 from netsweep.host.leases import Leases
-from netsweep.host.links import Link, Links, Network, Route
+from netsweep.host.links import Link, Links, Network, Route, find_at_once
 from netsweep.host.processes import ancestors
 from netsweep.jobs.bridges import bridge_of
 from netsweep.jobs.locked import subnet_locked
 from netsweep.jobs.look import Judge, look_around, opened, reporting
 from netsweep.jobs.patience import Patience
 from netsweep.jobs.sweep import delete_rules
-from netsweep.model import BridgeFinding, Table, Verdict
+from netsweep.model import BridgeFinding, Lease, Table, Verdict
+from netsweep.output.text import count
 from netsweep.profiles.options import Options
 from netsweep.report import Report
 
@@ -29,8 +30,8 @@ def teardown(options: Options, names: Sequence[str], subnet: str | None = None, 
     """Delete the bridges called ``names``, their routes and rules, and their leases; what is gone already is done.
 
     ``subnet``: that of the one network, where neither its lease nor its bridge tells. ``force``: also where another
-    running process leases it. The leases go last, so that nobody else gets the name while it is taken down. Raises
-    :class:`~netsweep.errors.NetsweepError` where anything of a network is left; the rest is done all the same.
+    running process leases it. The leases go last, so that nobody else gets the name while it is taken down.
+    Raises :class:`~netsweep.errors.NetsweepError` where anything of a network is left; the rest is done all the same.
     """
     report, failures = Report("teardown"), list[NetsweepError]()
     with reporting(report):
@@ -46,21 +47,18 @@ def teardown(options: Options, names: Sequence[str], subnet: str | None = None, 
                 return False
             return True
 
-        with (
-            Links() as links,
-            Judge(options.only(names)) as first,
-            opened(options, first.prefilter, writes=True) as backends,
-        ):
+        everywhere = options.everywhere()
+        with Links() as links, opened(options, Judge(options).prefilter, writes=True) as backends:
             down = [
                 name
                 for name in dict.fromkeys(names)
                 if attempt(partial(_delete_bridge, options, links, name, subnets, owners, report))
             ]
+            for name, backend in backends.items():
+                with Judge(everywhere, owners.is_ours, only=down) as judge:
+                    attempt(partial(_delete_rules, everywhere, {name: backend}, judge, patience, report))
             if down:
-                only = options.only(down)
-                with Judge(only, owners.ours) as judge:
-                    attempt(partial(_delete_rules, only, backends, judge, patience, report))
-                attempt(partial(_remove_leases, options, links, down, owners, report))
+                attempt(partial(_remove_leases, options, down, owners, report))
         if failures:
             raise _together(failures)
     return report
@@ -82,7 +80,11 @@ class _Owners:
 
     def others(self, found: Leases, name: str) -> str | None:
         """The reason why a lease for ``name`` of another process counts, if one does."""
-        return leases.living(found, [name], self.dead, self.ours).get(name)
+        return leases.living(found, [name], self.dead, self.is_ours).get(name)
+
+    def is_ours(self, lease: Lease) -> bool:
+        """Whether a lease is of a process that is ours."""
+        return lease.pid in self.ours
 
 
 def _checked(options: Options, names: Sequence[str], subnet: str | None) -> list[Network]:
@@ -110,7 +112,7 @@ def _delete_bridge(
     options: Options, links: Links, name: str, subnets: Sequence[Network], owners: _Owners, report: Report
 ) -> None:
     """Delete a bridge and its routes under the subnet lock, unless another running process leases it."""
-    link = _bridge_called(links, name)
+    link = _checked_bridge(links.find(name=name), name)
     bridge, routes = None, list[Route]()
     if link:
         bridge = bridge_of(link)._replace(addresses=tuple(links.addresses().get(link.ifindex, ())))
@@ -122,18 +124,23 @@ def _delete_bridge(
     with subnet_locked(options, report):
         if other := owners.others(_leases(options), name):
             raise NetsweepError(f"{name} was left alone: {other}; --force tears it down all the same")
-        if link != _bridge_called(links, name):
-            raise ContentionError(f"{name} changed meanwhile")
+        now = _checked_bridge(find_at_once(name=name), name)
+        if (link and link.ifindex) != (now and now.ifindex):
+            raise ContentionError(f"{name} was made anew meanwhile")
         if link is None or bridge is None:
             return
-        for route in routes:
-            links.delete_route(route)
-        if links.delete(link.ifindex):
+        try:
+            deleted = links.delete(link.ifindex)
+        except NetsweepError:
+            # They go with the bridge, but are no use without one either.
+            for route in routes:
+                links.delete_route(route)
+            raise
+        if deleted:
             report.bridges.append(BridgeFinding(bridge, Verdict.LEAKED, "it was torn down", deleted=True))
 
 
-def _bridge_called(links: Links, name: str) -> Link | None:
-    link = links.find(name=name)
+def _checked_bridge(link: Link | None, name: str) -> Link | None:
     if link and link.name != name:
         raise NetsweepError(f"{name} was left alone: it is an alternative name of {link.name}")
     if link and link.kind != "bridge":
@@ -166,20 +173,20 @@ def _delete_rules(
     left = [each for each in judge.policy.judge(rules, life) if each.verdict in _LEFT]
     if refused or left:
         shown = [f"{each.rule} is left: {each.reason}" for each in left[:1]]
-        shown += [f"{len(left) - 1} more rules are left"] if len(left) > 1 else []
+        shown += [f"{count(len(left) - 1, 'more rule')} of this network left"] if len(left) > 1 else []
         raise NetsweepError("; ".join([*refused.values(), *shown]))
 
 
-def _remove_leases(options: Options, links: Links, names: Sequence[str], owners: _Owners, report: Report) -> None:
+def _remove_leases(options: Options, names: Sequence[str], owners: _Owners, report: Report) -> None:
     """Remove the leases of networks that are gone.
 
     Raises :class:`NetsweepError` where one of ``names`` is there again, and nobody leased it.
     """
     with subnet_locked(options, report):
         found = _leases(options)
-        back = [name for name in names if not owners.others(found, name) and links.find(name=name)]
+        back = [name for name in names if not owners.others(found, name) and find_at_once(name=name)]
         report.leases_removed += leases.remove(
-            found,
+            found.path,
             lambda lease: (
                 lease.bridge in names and lease.bridge not in back and lease.pid in {*owners.dead, *owners.ours}
             ),

@@ -45,11 +45,6 @@ _USUAL = ("bond", "br", "eth", "vlan", "wlan")
 """What administrators and systemd call interfaces, with a number behind."""
 
 
-def glob_of(name: str) -> str:
-    """The glob that only ``name`` has."""
-    return re.sub(r"[*?\[]", r"[\g<0>]", name)
-
-
 def literal_beginning(glob: str) -> str:
     """What every name that ``glob`` matches begins with."""
     return _WILD.split(glob, maxsplit=1)[0]

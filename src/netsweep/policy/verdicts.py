@@ -5,7 +5,7 @@ A rule makes a tie, which depends on its text alone; the verdict on a tie depend
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from netsweep.model import COMMENT_MAX, Chain, Finding, Interface, Life, Rule, Spec, Verdict
@@ -65,11 +65,20 @@ class Policy:
     """Gives verdicts on rules, for one set of names and claims.
 
     ``include_negated``: rules whose only tie is a negated match are orphans too once the name is gone, where
-    they also restrict source, destination or ports; where claims have forms for such rules, only those.
+    they also restrict source, destination or ports; where claims have forms for such rules, only those. ``only``: names
+    of interfaces; rules whose tie is to none of these get no verdict.
     """
 
-    def __init__(self, names: Names, claims: Claims | None = None, *, include_negated: bool = False) -> None:
+    def __init__(
+        self,
+        names: Names,
+        claims: Claims | None = None,
+        *,
+        include_negated: bool = False,
+        only: Collection[str] | None = None,
+    ) -> None:
         self.names = names
+        self._only = None if only is None else frozenset(only)
         self._claims = claims or Claims()
         has_own = any(form.negated for _, forms in self._claims.forms for form in forms)
         self._include_negated = include_negated and not has_own
@@ -128,8 +137,13 @@ class Policy:
             try:
                 tie = ties[spec]
             except KeyError:
-                tie = ties[spec] = tie_of(spec, self.names, claim, include_negated=self._include_negated)
+                tie = tie_of(spec, self.names, claim, include_negated=self._include_negated)
+                tie = ties[spec] = tie if self._only is None or (tie and self._is_wanted(tie)) else None
             yield rule, tie
+
+    def _is_wanted(self, tie: Tie) -> bool:
+        names = tie.needed or (tie.bridge,)
+        return self._only is None or not self._only.isdisjoint(names)
 
     def _claim_on(self, chain: Chain) -> Claim:
         if chain not in self._by_chain:

@@ -17,7 +17,6 @@ from netsweep.policy.patterns import (
     ChainPattern,
     chain_pattern,
     check_names,
-    glob_of,
     literal_beginning,
 )
 
@@ -129,18 +128,11 @@ class Options:
         """The families of the tables to look at."""
         return FAMILIES[self.family]
 
-    def only(self, names: Iterable[str]) -> Options:
-        """These options for interfaces with just these ``names``, whatever chain their rules are in."""
-        narrowed = copy.copy(self)
-        vars(narrowed).update(
-            prefixes=(),
-            globs=tuple(map(glob_of, names)),
-            chains=(ALL_CHAINS,),
-            chains_given=False,
-            patterns=(ANY_CHAIN,),
-            settle=0.0,
-        )
-        return narrowed
+    def everywhere(self) -> Options:
+        """These options for every chain, and without a settle time."""
+        widened = copy.copy(self)
+        vars(widened).update(chains=(ALL_CHAINS,), chains_given=False, patterns=(ANY_CHAIN,), settle=0.0)
+        return widened
 
     def selects(self, chain: Chain) -> bool:
         """Whether ``chain`` is one to look at."""
