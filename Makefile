@@ -47,7 +47,7 @@ lint: .venv/installed-dev ## Check style, types, and that imports keep to the la
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: kernel-packages .venv/installed-dev ## Measure netsweep against what it replaces, as root, in five minutes
+bench: kernel-packages .venv/installed-dev ## Measure netsweep against what it replaces, as root, in eight minutes
 	$(BIN)/python -m tests.benchmarks.bench
 
 soak: kernel-packages .venv/installed-dev ## Sweep beside writers, kills and jobs for MINUTES=10, as root

@@ -170,7 +170,7 @@ class Bridges:
                 raise ContentionError("getting the subnet lock took long")
             now = self._judge.leases_since(look.leases)
             of_bridge = look.leases_of(bridge)
-            if _of(bridge, now) != of_bridge or _leased(bridge, now, look.dead, look.ages).alive:
+            if _of(bridge, now) != of_bridge or _alive([bridge], now, look.dead, look.ages):
                 return changed
             link = find_at_once(ifindex=bridge.ifindex)
             if link is None:
@@ -209,7 +209,8 @@ def look_at_bridges(options: Options, judge: Judge, links: Links) -> BridgeLook:
     found, dead = judge.leases()
     undecided = {lease.pid for bridge in bridges for lease in _of(bridge, found)}.difference(dead)
     known = ages(undecided, clock) if undecided and clock is not None else {}
-    findings = [policy.judge(bridge, _leased(bridge, found, dead, known)) for bridge in bridges]
+    alive = _alive(bridges, found, dead, known)
+    findings = [policy.judge(bridge, _leased(bridge, found, dead, alive)) for bridge in bridges]
     here = {name for link in everything for name in (link.name, *link.aliases)}
     names = judge.policy.names
     stale = [each for each in found.all if each.pid in dead and each.bridge not in here and names.owns(each.bridge)]
@@ -250,7 +251,7 @@ def _served(bridge: Bridge, sockets: SocketsInUse, settings: Mapping[bytes, str]
     addresses = [address.text.split("/")[0] for address in bridge.addresses]
     used = sockets.addresses
     uses = [f"a process uses its address {each} ({used[each]})" for each in addresses if each in used]
-    packed = [ipaddress.ip_address(address).packed for address in addresses]
+    packed = [ipaddress.ip_address(address).packed for address in addresses if settings]
     uses += [f"{settings[each]} uses an address of it" for each in packed if each in settings]
     return uses + (["a socket is bound to it"] if bridge.ifindex in sockets.devices else [])
 
@@ -259,18 +260,31 @@ def _of(bridge: Bridge, found: Leases) -> list[Lease]:
     return [lease for name in bridge.names for lease in found.by_name.get(name, ())]
 
 
-def _leased(bridge: Bridge, found: Leases, dead: Collection[int], known: Mapping[int, float]) -> Leased:
+def _alive(
+    bridges: Sequence[Bridge], found: Leases, dead: Collection[int], known: Mapping[int, float]
+) -> dict[str, str]:
+    """Those names of ``bridges`` that a process leases that may be the owner, each with the reason."""
+    names, younger = list[str](), set[Lease]()
+    for bridge in bridges:
+        if of_bridge := _of(bridge, found):
+            names += bridge.names
+            age = bridge.age
+            younger.update(
+                lease
+                for lease in of_bridge
+                if age is not None and lease.pid in known and is_younger(known[lease.pid], age)
+            )
+    return leases.living(found, names, dead, younger.__contains__)
+
+
+def _leased(bridge: Bridge, found: Leases, dead: Collection[int], alive: Mapping[str, str]) -> Leased:
     of_bridge = _of(bridge, found)
     if not of_bridge:
         return Leased()
-    age = bridge.age
-    younger = {
-        lease.pid for lease in of_bridge if age is not None and lease.pid in known and is_younger(known[lease.pid], age)
-    }
-    alive = leases.living(found, bridge.names, dead, lambda lease: lease.pid in younger)
     pid = of_bridge[0].pid
-    how = "which started after its address was made" if pid in younger else "which is gone"
-    return Leased(of_bridge, next(iter(alive.values()), None), f"its lease names PID {pid}, {how}")
+    how = "which is gone" if pid in dead else "which started after its address was made"
+    reason = next((alive[name] for name in bridge.names if name in alive), None)
+    return Leased(of_bridge, reason, f"its lease names PID {pid}, {how}")
 
 
 def presumed_gone(life: Life, leaked: Sequence[BridgeFinding]) -> Life:
