@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib.util
 import os
 import signal
 import sys
@@ -62,7 +61,6 @@ def _run(arguments: list[str]) -> int:
     try:
         from netsweep.cli import run
 
-        _lighten_pyroute2()
         return run(arguments)
     except Exception as error:
         failure = explain(error)
@@ -117,22 +115,6 @@ def _open_streams() -> None:
             # The kernel gives out the lowest number that is free. A write to a closed stdout has to fail.
             os.open(os.devnull, os.O_RDONLY if number == 1 else os.O_RDWR)
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
-
-
-def _lighten_pyroute2() -> None:
-    """Let modules of pyroute2 be imported without all the others: 70 ms instead of 140.
-
-    Python runs a package's ``__init__`` before any module of it, and that of pyroute2 imports
-    everything. The package is made here and not run. Its modules cannot depend on names of it, as it
-    imports them before it has any, but other code may: so only in a process of our own, and only for
-    releases that this was tested with.
-    """
-    spec = importlib.util.find_spec("pyroute2")
-    if spec is None or not spec.origin:
-        return
-    site = os.path.dirname(os.path.dirname(spec.origin))
-    if any(name.startswith("pyroute2-0.9.") and name.endswith(".dist-info") for name in os.listdir(site)):
-        sys.modules["pyroute2"] = importlib.util.module_from_spec(spec)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 
 import click
 
-from netsweep.cli import demo, doctor, list, profiles, restore, sweep, teardown
 from netsweep.cli.outcome import invoke
 from netsweep.version import __version__
 
@@ -23,7 +23,24 @@ Exit status:
   128+N  stopped by signal N; no table is half-changed and all locks are released"""
 
 
+_COMMANDS = ("list", "sweep", "teardown", "restore", "profiles", "doctor", "demo")
+
+
+class _Commands(click.Group):
+    """Imports the module of a command when that is called: most runs need one of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = import_module(f"netsweep.cli.{cmd_name}").command
+        return command
+
+
 @click.group(
+    cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=_EXIT_STATUSES,
 )
@@ -49,10 +66,6 @@ def cli() -> None:
     Needs root, or CAP_NET_ADMIN (for x_tables two more, see the README). 'netsweep COMMAND --help'
     shows the options; every option is also read from the environment.
     """
-
-
-for _module in (list, sweep, teardown, restore, profiles, doctor, demo):
-    cli.add_command(_module.command)
 
 
 def run(arguments: Sequence[str]) -> int:

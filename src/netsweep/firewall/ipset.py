@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import struct
 
-from pyroute2.netlink import NETLINK_NETFILTER, NLM_F_REQUEST, NLMSG_ERROR
-from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_IPSET
-
 from netsweep.firewall.extensions import text
 from netsweep.host import netlink
+from netsweep.host.netlink import NETLINK_NETFILTER, NFNL_SUBSYS_IPSET, NLM_F_REQUEST, NLMSG_ERROR
 
 _GET_BYINDEX = 15
 _PROTOCOL, _SETNAME, _INDEX = 1, 2, 11

@@ -11,12 +11,14 @@ import struct
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from pyroute2.netlink import NETLINK_ROUTE, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_ERROR
-from pyroute2.netlink.rtnl import RTM_GETLINK
-
 from netsweep.errors import ContentionError, NetsweepError
 from netsweep.host.netlink import (
     HEADER,
+    NETLINK_ROUTE,
+    NLM_F_DUMP,
+    NLM_F_REQUEST,
+    NLMSG_ERROR,
+    RTM_GETLINK,
     SEQUENCES,
     InterruptedDumpError,
     attribute,

@@ -16,21 +16,22 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from pyroute2.netlink import NETLINK_ROUTE, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_ERROR
-from pyroute2.netlink.rtnl import (
+from netsweep.errors import ContentionError, NetsweepError
+from netsweep.host.clocks import address_clock, age_of
+from netsweep.host.namespaces import OWN, other_namespaces, socket_in
+from netsweep.host.netlink import (
+    HEADER,
+    NETLINK_ROUTE,
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    NLM_F_REQUEST,
+    NLMSG_ERROR,
     RTM_DELLINK,
     RTM_DELROUTE,
     RTM_GETADDR,
     RTM_GETLINK,
     RTM_GETNSID,
     RTM_GETROUTE,
-)
-
-from netsweep.errors import ContentionError, NetsweepError
-from netsweep.host.clocks import address_clock, age_of
-from netsweep.host.namespaces import OWN, other_namespaces, socket_in
-from netsweep.host.netlink import (
-    HEADER,
     SEQUENCES,
     InterruptedDumpError,
     attribute,

@@ -13,10 +13,17 @@ import struct
 from collections.abc import Iterator
 from functools import cache
 
-from pyroute2.netlink import NETLINK_SOCK_DIAG, NLM_F_DUMP, NLM_F_REQUEST
-
 from netsweep.errors import NetsweepError
-from netsweep.host.netlink import HEADER, GoneError, dump, open_socket, request
+from netsweep.host.netlink import (
+    HEADER,
+    NETLINK_SOCK_DIAG,
+    NLM_F_DUMP,
+    NLM_F_REQUEST,
+    GoneError,
+    dump,
+    open_socket,
+    request,
+)
 
 _SOCK_DIAG_BY_FAMILY = 20
 _REQUEST = struct.Struct("=BBBxI48x")

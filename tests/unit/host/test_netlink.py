@@ -7,11 +7,16 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from pyroute2.netlink import NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR
+from pyroute2 import netlink as theirs
+from pyroute2.netlink import nfnetlink, rtnl
 
 from netsweep.errors import ContentionError, NetsweepError, NotPermittedError
+from netsweep.host import netlink
 from netsweep.host.netlink import (
     HEADER,
+    NLM_F_DUMP_INTR,
+    NLMSG_DONE,
+    NLMSG_ERROR,
     GoneError,
     InterruptedDumpError,
     MalformedError,
@@ -139,3 +144,10 @@ def test_attributes_are_read_as_they_were_written() -> None:
     assert attributes(written) == [(1, b""), (2, b"12345"), (3, b"1234")]
     with pytest.raises(MalformedError):
         attributes(struct.pack("=HH", 9, 1) + b"1234")
+
+
+def test_constants_are_those_of_pyroute2() -> None:
+    known = {**vars(theirs), **vars(rtnl), **vars(nfnetlink)}
+    ours = {name: value for name, value in vars(netlink).items() if name.startswith(("NETLINK_", "NL", "RTM_", "NFNL_"))}
+    assert len(ours) == 19
+    assert ours == {name: known[name] for name in ours}

@@ -20,13 +20,11 @@ import socket
 import struct
 from collections.abc import Collection, Sequence
 
-from pyroute2.netlink import NETLINK_NETFILTER, NLM_F_ACK, NLMSG_ERROR
-from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES
-
 from netsweep.errors import ContentionError, NetsweepError
 from netsweep.firewall.extensions import text
 from netsweep.firewall.nftables import messages as nft
 from netsweep.host import netlink
+from netsweep.host.netlink import NETLINK_NETFILTER, NFNL_SUBSYS_NFTABLES, NLM_F_ACK, NLMSG_ERROR
 from netsweep.model import Chain, Family, Table
 
 _SOL_NETLINK, _ADD_MEMBERSHIP, _NFTABLES_GROUP = 270, 1, 7

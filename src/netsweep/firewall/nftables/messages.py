@@ -10,11 +10,9 @@ import operator
 import struct
 from collections.abc import Callable, Iterator, Sequence
 
-from pyroute2.netlink import NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST
-from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES
-
 from netsweep.firewall.nftables.codec import read_rule
 from netsweep.host import netlink
+from netsweep.host.netlink import NFNL_SUBSYS_NFTABLES, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST
 from netsweep.model import Chain, Family, Rule, Table
 
 FAMILIES = {1: Family.INET, 2: Family.IPV4, 3: Family.ARP, 5: Family.NETDEV, 7: Family.BRIDGE, 10: Family.IPV6}

@@ -18,8 +18,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from functools import partial
 from typing import NamedTuple
 
-from pyroute2.netlink import NETLINK_NETFILTER, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_ERROR
-
 from netsweep.errors import ContentionError, NetsweepError, NoBackendError, NotPermittedError, TableError
 from netsweep.firewall import Addition, Scan, Standing, Transaction
 from netsweep.firewall.extensions import text
@@ -28,6 +26,7 @@ from netsweep.firewall.nftables.codec import LOOKS_UP, MATCHES_BY_NUMBER, read_r
 from netsweep.firewall.nftables.commits import Changed, Commits, TooLateError, is_among
 from netsweep.firewall.nftables.modules import kernel_has_nf_tables
 from netsweep.host import netlink
+from netsweep.host.netlink import NETLINK_NETFILTER, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_ERROR
 from netsweep.model import Chain, Family, Rule, Spec, Table, Undo
 from netsweep.report import LockTimes
 
@@ -349,7 +348,10 @@ class _Dump:
     def __iter__(self) -> Iterator[tuple[int, bytes, bytes]]:
         chain, taken_apart = self._chain, nft.reader(self._chain)
         question = nft.request(
-            nft.GETRULE, NLM_F_REQUEST | NLM_F_DUMP, chain.table, nft.names(nft.RULE_TABLE, nft.RULE_CHAIN, chain)
+            nft.GETRULE,
+            NLM_F_REQUEST | NLM_F_DUMP,
+            chain.table,
+            nft.names(nft.RULE_TABLE, nft.RULE_CHAIN, chain),
         )
         last: int | None = None
         recent: deque[int] = deque(maxlen=BATCH_MAX)
