@@ -1,7 +1,7 @@
 """Sweeps beside writers, killers, jobs and each other, on the real kernel and for as long as wanted.
 
 ``python -m tests.soak --minutes 10`` runs every scenario on both flavours of iptables and exits 1 if a
-rule was lost or a call failed. tests/netns/test_contention.py runs the same scenarios for seconds.
+rule or a network was lost or a call failed. tests/netns/test_contention.py runs the same scenarios for seconds.
 Rules leak, are written and swept in all families of a flavour at the same time. Each scenario compares every
 rule, of all of them, that is not netsweep's to delete with what its owner left.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import re
@@ -23,7 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -55,7 +56,7 @@ WRITERS = 11
 LIVE = [f"hmf{number:x}" for number in range(WRITERS)]
 """One bridge that exists for each writer."""
 
-_TAG = re.compile(r"\b[a-z][0-9]+r[0-9]+\b")
+TAG = re.compile(r"\b[a-z][0-9]+r[0-9]+\b")
 """What is in the comment of one rule of one writer only."""
 
 _COUNTER = re.compile(r"counter packets \d+ bytes \d+")
@@ -104,7 +105,7 @@ class Tally:
 
     ``losses``: what netsweep did to rules or locks that it must not do. ``failures``: programs that
     did not end as they should. ``latencies``: ms of each call of a writer. ``seen``: how often each
-    of a scenario's own events came about.
+    of a scenario's own events came about; ``longest``: how many ms some of them took at worst.
     """
 
     operations: int = 0
@@ -116,6 +117,7 @@ class Tally:
     latencies: list[float] = field(default_factory=list)
     seen: Counter[str] = field(default_factory=Counter)
     orphan_ages: list[float] = field(default_factory=list)
+    longest: Counter[str] = field(default_factory=Counter)
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(
@@ -128,6 +130,7 @@ class Tally:
             self.latencies + other.latencies,
             self.seen + other.seen,
             self.orphan_ages + other.orphan_ages,
+            self.longest | other.longest,
         )
 
     def call(self, done: subprocess.CompletedProcess[str]) -> bool:
@@ -147,6 +150,10 @@ class Tally:
             self.failures.append(f"netsweep exited {done.returncode}: {done.stderr.strip()}")
             return None
         return report
+
+    def took(self, what: str, milliseconds: float) -> None:
+        """Keep the longest time of a kind."""
+        self.longest[what] = max(self.longest[what], math.ceil(milliseconds))
 
     def expect(self, kept: bool, loss: str) -> None:
         """Record ``loss`` unless what it is about was ``kept``."""
@@ -242,10 +249,10 @@ class Foreign:
         Whatever is there and neither is a leftover that a sweep should have deleted.
         """
         rules = _rules(self._host, self._flavour)
-        expected, found = Counter(standing), Counter(_TAG.findall("\n".join(rules)))
+        expected, found = Counter(standing), Counter(TAG.findall("\n".join(rules)))
         for tag in expected.keys() | found.keys():
             total.expect(found[tag] == expected[tag], f"the rule {tag} stands {found[tag]} times, not {expected[tag]}")
-        others = [rule for rule in rules if not _TAG.search(rule)]
+        others = [rule for rule in rules if not TAG.search(rule)]
         # A table's tables may be listed in another order once one was made anew.
         total.expect(_by_table(others) == _by_table(self.guards), f"changed: {set(others) ^ set(self.guards)}")
         total.expect(self._native_tables() == self._native, "the tables of nft changed")
@@ -756,7 +763,7 @@ class Reloader:
     def _standing(self) -> dict[str, list[str]]:
         standing: dict[str, list[str]] = {family: [] for family in self._live}
         for rule in _rules(self._host, self._flavour):
-            standing[rule.split()[0]] += _TAG.findall(rule)
+            standing[rule.split()[0]] += TAG.findall(rule)
         return standing
 
     def orphans(self) -> list[str]:
@@ -788,7 +795,7 @@ class Reloader:
     def _restored(self, family: str, rules: list[str]) -> tuple[tuple[str, ...], str]:
         lines = [
             f"-A FORWARD -i {LIVE[0]} -m comment --comment {rule} -j ACCEPT"
-            if _TAG.fullmatch(rule)
+            if TAG.fullmatch(rule)
             else f"-A FORWARD -i {rule} -j ACCEPT"
             for rule in rules
         ]
@@ -799,7 +806,7 @@ class Reloader:
     def _native(self, way: str, family: str, rules: list[str]) -> tuple[tuple[str, ...], str]:
         lines = [
             f'iifname "{LIVE[0]}" counter accept comment "{rule}"'
-            if _TAG.fullmatch(rule)
+            if TAG.fullmatch(rule)
             else f'iifname "{rule}" counter accept'
             for rule in rules
         ]
@@ -951,7 +958,7 @@ class Returner:
             for _ in range(random.randint(1, 3)):
                 time.sleep(random.uniform(0, 0.05))
                 text = "\n".join(_rules(self._host, self._flavour))
-                standing = [tag for tag in tags if tag in _TAG.findall(text)]
+                standing = [tag for tag in tags if tag in TAG.findall(text)]
                 tally.expect(
                     standing == tags, f"{name} came back {way}: {len(standing)} of its {len(tags)} rules stand"
                 )
@@ -1050,6 +1057,119 @@ class Keeper:
         return Counter(rules) - Counter(without(rules, *bridges))
 
 
+# Networks: no bridge, lease or rule of a job that lives is harmed, and no subnet stays lost.
+
+MIN_AGE = 2.0
+"""Seconds: shorter than bridges of jobs live, which their leases protect."""
+
+EVENTS = "events"
+"""The file in the namespace's directory where jobs write down what they see."""
+
+
+def networks(host: Host, flavour: str, seconds: float, at_least: int = 0) -> Tally:
+    """Eleven jobs lease networks, wait with them, use them and tear them down, beside sweeps of bridges.
+
+    A third of the jobs, sweeps and teardowns are killed; see tests/networks.py for what a job does. Goes on until
+    ``at_least`` so many bridges and leases were swept, for another minute at most.
+    """
+    foreign = Foreign(host, flavour)
+    total = Tally()
+
+    def enough() -> bool:
+        over = time.monotonic() - deadline
+        swept = min(total.seen["bridges swept"], total.seen["leases swept"])
+        return over > 60 or (over > 0 and swept >= at_least)
+
+    deadline = time.monotonic() + seconds
+    with _harness(host, flavour) as harness:
+        while harness.poll() is None and not enough():
+            _sweep_networks(host, total, kill=random.random() < 1 / 3)
+        assert harness.stdin
+        harness.stdin.close()
+        last = time.monotonic() + 120
+        while harness.poll() is None and time.monotonic() < last:
+            _sweep_networks(host, total)
+        if harness.poll() != 0:
+            total.failures.append(f"the harness did not end, or with {harness.returncode}")
+    _add_events(host, total)
+    # Those that were killed last may have left a bridge without a lease.
+    time.sleep(MIN_AGE)
+    for _ in range(2):
+        _sweep_networks(host, total)
+    left = sorted(name for name in _bridges(host) if name not in LIVE)
+    total.expect(not left, f"bridges stay lost: {left}")
+    leases = json.loads(host.lease_file.read_text())["leases"]
+    total.expect(not leases, f"leases of dead jobs are left: {sorted(leases)}")
+    foreign.check(total)
+    return total
+
+
+@contextmanager
+def _harness(host: Host, flavour: str) -> Iterator[subprocess.Popen[bytes]]:
+    # Modules of the tests are found from here.
+    root = Path(__file__).parent.parent
+    command = host.command(sys.executable, "-m", "tests.networks", host.name, str(host.directory), flavour)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, env=host.environment, cwd=root) as harness:
+        try:
+            yield harness
+        finally:
+            # With it go its jobs.
+            harness.kill()
+
+
+def _sweep_networks(host: Host, tally: Tally, *, kill: bool = False) -> None:
+    process = host.start(*NETSWEEP, "sweep", "--bridges", "--min-age", f"{MIN_AGE:.0f}s", "--format", "json")
+    if kill:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(random.uniform(0, 1))
+        process.kill()
+    stdout, stderr = process.communicate(timeout=120)
+    if process.returncode == -signal.SIGKILL:
+        tally.sweeps += 1
+        tally.kills += 1
+        return
+    report = tally.sweep(subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr))
+    if report:
+        tally.seen["bridges swept"] += report["bridges_deleted"]
+        tally.seen["leases swept"] += report["leases"]["removed"]
+        if lock := report["locks"]["subnet"]:
+            tally.took("hold of the subnet lock by a sweep", lock["longest_ms"])
+            tally.seen["sweeps that held the subnet lock for over 100 ms"] += lock["longest_ms"] > 100
+
+
+def _add_events(host: Host, tally: Tally) -> None:
+    """Add what the jobs saw."""
+    stages: dict[int, str] = {}
+    for line in (host.directory / EVENTS).read_text().splitlines():
+        serial, kind, value = json.loads(line)
+        if kind == "lost":
+            tally.losses.append(f"when a network {stages[serial]}: {value}")
+        elif kind == "failed":
+            tally.failures.append(f"when a network {stages[serial]}: {value}")
+        elif kind == "stage":
+            stages[serial] = value
+            tally.operations += 1
+        elif kind == "ended":
+            del stages[serial]
+            tally.seen["jobs that ended"] += 1
+        elif kind == "waited":
+            tally.took("wait of a job for the subnet lock", value)
+        elif kind == "got a subnet":
+            tally.took("wait of a job for a subnet", value)
+        elif kind == "teardown held":
+            tally.took("hold of the subnet lock by a teardown", value)
+            tally.seen["teardowns that held the subnet lock for over 100 ms"] += value > 100
+        else:
+            tally.seen[kind] += value
+    tally.kills += len(stages)
+    tally.seen.update(f"killed when a network {stage}" for stage in stages.values())
+
+
+def _bridges(host: Host) -> list[str]:
+    links = json.loads(host.run("ip", "-j", "link", "show", "type", "bridge").stdout)
+    return [link["ifname"] for link in links]
+
+
 # Locks: netsweep and flock(1) keep each other out, however many give up waiting.
 
 
@@ -1112,14 +1232,15 @@ def _count_with_netsweep(path: Path, counter: Path, stop: threading.Event, timeo
 Scenario = Callable[[Host, str, float], Tally]
 
 SHARES: dict[str, tuple[Scenario, float]] = {
-    "writers": (writers, 0.20),
+    "writers": (writers, 0.15),
     "busy": (busy, 0.05),
-    "kills": (lambda host, flavour, seconds: kills(host, flavour, seconds, bridges=300), 0.20),
+    "kills": (lambda host, flavour, seconds: kills(host, flavour, seconds, bridges=300), 0.15),
     "jobs": (jobs, 0.10),
     "reloads": (reloads, 0.10),
     "replacements": (replacements, 0.10),
     "returns": (returns, 0.08),
     "journals": (journals, 0.08),
+    "networks": (networks, 0.10),
     "crowd": (lambda host, flavour, seconds: crowd(host, flavour, seconds, bridges=300), 0.05),
     "exclusion": (lambda host, _, seconds: exclusion(host, host.lock_file, seconds), 0.04),
 }
@@ -1143,6 +1264,8 @@ def summary(tally: Tally) -> list[str]:
     if tally.orphan_ages:
         p50, worst = percentile(tally.orphan_ages, 0.5), max(tally.orphan_ages)
         lines.append(f"orphans' age when gone: p50 {p50:.1f} s, worst {worst:.1f} s")
+    if tally.longest:
+        lines.append("longest " + ", ".join(f"{what}: {ms} ms" for what, ms in sorted(tally.longest.items())))
     if tally.seen:
         lines.append(", ".join(f"{what}: {times}" for what, times in sorted(tally.seen.items())))
     for kind, events in (("LOSS", tally.losses), ("FAILED", tally.failures)):

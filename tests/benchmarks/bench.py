@@ -20,20 +20,20 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from tests.benchmarks import side_by_side
 from tests.benchmarks.contents import BACKENDS, CHAINS, DEAD, RULES_PER_BRIDGE, BenchmarkError, Contents, Cost
 from tests.benchmarks.figures import median_of, number, progress, ratio, read_locks, table
-from tests.benchmarks.neighbours import LockWaits, Slice, feel, wait_for_lock
+from tests.benchmarks.neighbours import Call, LockWaits, Slice, feel, run_beside, wait_for_lock
 from tests.namespace import FAMILIES
 
 NETSWEEP = str(Path(sys.executable).parent / "netsweep")
 SWEEP = [NETSWEEP, "sweep"]
 LIST = [NETSWEEP, "list"]
-PARTS = ("sweeps", "neighbours", "locks", "list", "families")
+PARTS = ("sweeps", "neighbours", "locks", "list", "families", "bridges")
 
 PLAIN = "netsweep"
 WITH_JSON = "netsweep --format json"
@@ -42,6 +42,8 @@ PIPELINE = "(b) save, grep -v, restore"
 RESTORE = "(c) restore --noflush with -D"
 FLOOR = "(d) python, importing only"
 NO_SWEEP = "no sweep"
+BRIDGE_BY_BRIDGE = "one ip link del for each, rules and leases stay"
+ALONE, BESIDE = "nobody", "eleven neighbours"
 LISTING, STARTING = "netsweep list", "netsweep --version"
 SAVES = {"legacy": "iptables-save and ip6tables-save", "nft": "nft list ruleset"}
 
@@ -54,6 +56,14 @@ NEIGHBOUR_HEADS = (
     *("p99 against no sweep", "sweep took"),
 )
 LIST_HEADS = ("firewall", "what", "runs", "wall ms", "CPU ms", "time against writing all out")
+BRIDGE_HEADS = (
+    *("firewall", "what", "beside", "wall s", "ms for each bridge", "longest hold of the subnet lock ms"),
+    "time against netsweep",
+)
+FELT_HEADS = (
+    *("firewall", "beside", "calls", "failed", "p50 ms", "p99 ms", "worst ms"),
+    *("wait for the subnet lock: p50 ms", "p99 ms", "worst ms"),
+)
 FAMILY_HEADS = ("firewall", "family", "runs", "wall ms", "CPU ms", "subnet lock held ms", "xtables lock held ms")
 
 
@@ -68,6 +78,7 @@ class Plan:
     lists: int
     others: int
     families: int
+    bridges: int
 
 
 FULL = Plan(
@@ -84,6 +95,7 @@ FULL = Plan(
     lists=21,
     others=10_000,
     families=7,
+    bridges=500,
 )
 QUICK = Plan(
     repeats={0: 1, 900: 1},
@@ -93,12 +105,17 @@ QUICK = Plan(
     lists=1,
     others=600,
     families=1,
+    bridges=20,
 )
 ONE_BY_ONE_MAX = 900
 NEIGHBOURS_LEAKED = 900
 FAMILIES_LEAKED = 900
 LONGEST_SWEEP = 60.0
 """Seconds for one sweep beside the neighbours, which takes less than one."""
+LONGEST_BRIDGES = 180.0
+"""Seconds to delete all leaked bridges, which takes half a minute."""
+CALM = 5.0
+"""Seconds of neighbours at work without a sweep of bridges, to be compared with those beside one."""
 
 
 class Sample(NamedTuple):
@@ -109,13 +126,24 @@ class Sample(NamedTuple):
     xtables_ms: float | None = None
 
 
+class Bridges(NamedTuple):
+    """All leaked bridges deleted once: how long that took, and what neighbours felt, where there were some.
+
+    ``longest_ms``: the longest single hold of the subnet lock, where it was taken.
+    """
+
+    seconds: float
+    longest_ms: float | None = None
+    calls: Sequence[Call] = ()
+
+
 @dataclass
 class Results:
     """All that was measured: runs by backend, leaked rules and contender; the others by backend.
 
     ``holds``: the longest single hold of the subnet lock, in ms, of each sweep beside the neighbours.
     ``lists``: runs beside many rules of others, by backend and contender. ``families``: sweeps of rules of
-    one family, by backend and family.
+    one family, by backend and family. ``bridges``: deletions of bridges, by backend, contender and who was beside.
     """
 
     sweeps: dict[tuple[str, int, str], list[Sample]] = field(default_factory=lambda: defaultdict(list))
@@ -124,6 +152,7 @@ class Results:
     holds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     lists: dict[tuple[str, str], list[Cost]] = field(default_factory=lambda: defaultdict(list))
     families: dict[tuple[str, str], list[Sample]] = field(default_factory=lambda: defaultdict(list))
+    bridges: dict[tuple[str, str, str], Bridges] = field(default_factory=dict)
 
     def median(self, flavour: str, leaked: int, contender: str, what: str) -> float | None:
         """The median of ``wall_ms``, ``cpu_ms``, ``peak_mb``, ``subnet_ms`` or ``xtables_ms``."""
@@ -225,6 +254,34 @@ def measure_families(contents: Contents, plan: Plan, results: Results) -> None:
             results.families[contents.flavour, family].append(sample)
 
 
+def measure_bridges(contents: Contents, plan: Plan, results: Results) -> None:
+    """Delete leaked bridges, alone and beside neighbours that take the subnet lock too."""
+    sweep = [*SWEEP, "--bridges", "--format", "json"]
+    one_by_one = ["sh", contents.delete_bridges(plan.bridges)]
+    for name, command, beside in (
+        (PLAIN, sweep, ALONE),
+        (BRIDGE_BY_BRIDGE, one_by_one, ALONE),
+        (PLAIN, sweep, BESIDE),
+    ):
+        progress(f"{BACKENDS[contents.flavour]}: {plan.bridges} leaked bridges, {name.split(',')[0]}, beside {beside}")
+        contents.leak_networks(plan.bridges)
+        if beside == ALONE:
+            seconds, calls = contents.measure(command).wall_ms / 1000, list[Call]()
+        else:
+            # What the rules that leaked cost the neighbours anyway is not the sweep's doing.
+            calmed = run_beside(contents, None, CALM, leasing=True)
+            results.bridges[contents.flavour, NO_SWEEP, BESIDE] = Bridges(calmed.seconds, None, calmed.calls)
+            seconds, finished, calls = run_beside(contents, command, LONGEST_BRIDGES, leasing=True)
+            if not finished:
+                raise BenchmarkError(f"{name} was cut off after {seconds:.0f} s with leaked bridges left")
+        contents.check_bridges(name)
+        longest = None
+        if name == PLAIN:
+            contents.check(f"{name} --bridges")
+            longest = read_locks(contents.output)["subnet"]["longest_ms"]
+        results.bridges[contents.flavour, name, beside] = Bridges(seconds, longest, calls)
+
+
 @dataclass(frozen=True)
 class Target:
     """A figure to reach; ``value`` is ``None`` where this run did not measure it."""
@@ -303,7 +360,10 @@ def latencies(results: Results, flavour: str, condition: str) -> list[float]:
 
 
 def p99(results: Results, flavour: str, condition: str) -> float | None:
-    values = latencies(results, flavour, condition)
+    return p99_of(latencies(results, flavour, condition))
+
+
+def p99_of(values: Sequence[float]) -> float | None:
     return statistics.quantiles(values, n=100, method="inclusive")[98] if len(values) > 1 else None
 
 
@@ -373,6 +433,30 @@ def family_rows(results: Results) -> Iterator[Sequence[str]]:
         yield (BACKENDS[flavour], family, str(len(samples)), *map(number, [*costs, *holds]))
 
 
+def bridge_rows(results: Results, bridges: int) -> Iterator[Sequence[str]]:
+    for (flavour, name, beside), measured in results.bridges.items():
+        if name == NO_SWEEP:
+            continue
+        yield (
+            *(BACKENDS[flavour], name, beside, number(measured.seconds)),
+            *(number(measured.seconds * 1000 / bridges), number(measured.longest_ms)),
+            number(ratio(measured.seconds, results.bridges[flavour, PLAIN, ALONE].seconds), " x"),
+        )
+
+
+def felt_rows(results: Results) -> Iterator[Sequence[str]]:
+    for (flavour, name, beside), measured in results.bridges.items():
+        if beside == BESIDE:
+            times = [(call.ended - call.began) * 1000 for call in measured.calls]
+            waits = [call.waited_ms for call in measured.calls]
+            failed = sum(not call.worked for call in measured.calls)
+            figures = [(statistics.median(each), p99_of(each), max(each)) for each in (times, waits)]
+            yield (
+                *(BACKENDS[flavour], name, str(len(times)), str(failed)),
+                *(number(value) for each in figures for value in each),
+            )
+
+
 def growth_rows(results: Results, flavours: Iterable[str]) -> Iterator[Sequence[str]]:
     for flavour in flavours:
         if (grown := growth(results, flavour)) is not None:
@@ -388,7 +472,7 @@ def lock_rows(results: Results) -> Iterator[Sequence[str]]:
         yield ("ratio", "", *(number(figure, " x") for figure in figures))
 
 
-def report(results: Results, flavours: Sequence[str]) -> Iterator[str]:
+def report(results: Results, flavours: Sequence[str], plan: Plan) -> Iterator[str]:
     """All tables, for the README."""
     yield "## Benchmark\n"
     yield from (f"- {line}" for line in machine(flavours[0]))
@@ -409,6 +493,11 @@ def report(results: Results, flavours: Sequence[str]) -> Iterator[str]:
     if results.families:
         title = f"Sweeping {FAMILIES_LEAKED} leaked rules of one family beside the tables of all, medians"
         yield from table(title, FAMILY_HEADS, family_rows(results), 2)
+    if results.bridges:
+        leaked = f"{plan.bridges} leaked bridges with {plan.bridges * RULES_PER_BRIDGE:,} rules"
+        yield from table(f"Deleting {leaked}, all dead leases", BRIDGE_HEADS, bridge_rows(results, plan.bridges), 3)
+        title = f"What eleven neighbours that take the subnet lock feel meanwhile in `iptables -w 5`, {leaked}"
+        yield from table(title, FELT_HEADS, felt_rows(results), 2)
     outcomes = [target.row() for flavour in flavours for target in targets(results, flavour)]
     yield from table("Targets", ("firewall", "target", "wanted", "measured", "outcome"), outcomes, 5)
 
@@ -455,6 +544,8 @@ def run(flavours: Sequence[str], parts: Sequence[str], plan: Plan) -> Results:
                 measure_lists(contents, plan, results)
             if "families" in parts:
                 measure_families(Contents(Path(directory), flavour), plan, results)
+            if "bridges" in parts:
+                measure_bridges(Contents(Path(directory), flavour), plan, results)
     return results
 
 
@@ -463,6 +554,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small sizes and few repeats: does it all still work?")
     parser.add_argument("--backend", choices=BACKENDS, action="append", help="only this one; repeatable")
     parser.add_argument("--part", choices=PARTS, action="append", help="only this one; repeatable")
+    parser.add_argument("--bridges", metavar="N", type=int, help="how many leaked bridges (default: 500, 20 if quick)")
     parser.add_argument("--against", metavar="DIR", type=Path, help="another checkout, to be compared with this one")
     arguments = parser.parse_args()
     flavours = arguments.backend or list(BACKENDS)
@@ -474,13 +566,16 @@ def main() -> int:
             for line in lines:
                 print(line, flush=True)
             return 0
-        results = run(flavours, arguments.part or PARTS, QUICK if arguments.quick else FULL)
+        plan = QUICK if arguments.quick else FULL
+        if arguments.bridges:
+            plan = replace(plan, bridges=arguments.bridges)
+        results = run(flavours, arguments.part or PARTS, plan)
     except (BenchmarkError, AssertionError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    print("\n".join(report(results, flavours)))
+    print("\n".join(report(results, flavours, plan)))
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import multiprocessing
 import os
 import re
@@ -30,6 +31,9 @@ DEAD = "hm[0-9a-f]{4}"
 """What the names of all leaked bridges match, and of no live one."""
 
 RULES_PER_BRIDGE = 3
+
+NO_PID = 2**22
+"""The PID after the last one that Linux gives (PID_MAX_LIMIT, linux/threads.h)."""
 
 OTHERS = (
     '-s 10.{chain}.{rule}.0/24 -d 192.0.2.{rule} -p tcp -m tcp --dport 80 -m comment --comment "web {rule}" -j ACCEPT',
@@ -140,6 +144,22 @@ class Contents(Namespace):
 
         self._restore_file(self._file(f"load-{leaked}-{family}", tables), family)
 
+    def leak_networks(self, bridges: int) -> None:
+        """Leak whole networks: bridges with an address that are up, the leases of a dead process, and their rules."""
+        self.load(RULES_PER_BRIDGE * bridges)
+        self.run("ip", "-batch", self._file(f"networks-{bridges}", partial(_networks, bridges)))
+        leases = {
+            subnet: {"bridge_name": name, "subnet_cidr": subnet, "pid": NO_PID}
+            for name, subnet in zip(_dead_bridges(RULES_PER_BRIDGE * bridges), _subnets(bridges), strict=True)
+        }
+        self.lease_file.write_text(json.dumps({"leases": leases}))
+
+    def delete_bridges(self, bridges: int) -> str:
+        """A shell script that deletes each leaked bridge with a process of its own, and neither rules nor leases."""
+        ip = self._path("ip")
+        lines = [f"{ip} link del {name}" for name in _dead_bridges(RULES_PER_BRIDGE * bridges)]
+        return self._file(f"delete-bridges-{bridges}", lambda: "\n".join(["set -e", *lines]))
+
     def leak_one_more(self) -> None:
         """Leak the rules of one bridge, beside what is there."""
         self._restore_file(self._file("leak", lambda: leaks(_dead_bridges(RULES_PER_BRIDGE))))
@@ -203,6 +223,13 @@ class Contents(Namespace):
         if lost := self._staying - Counter(rules):
             raise BenchmarkError(f"{who} deleted {lost.total()} rules of live bridges in {BACKENDS[self.flavour]}")
 
+    def check_bridges(self, who: str) -> None:
+        """Raise :class:`BenchmarkError` unless ``who`` left no leaked bridge and each live one."""
+        links = json.loads(self.run("ip", "-j", "link", "show", "type", "bridge").stdout)
+        names = {link["ifname"] for link in links}
+        if names != set(LIVE):
+            raise BenchmarkError(f"{who} left {len(names.difference(LIVE))} leaked bridges and {len(names)} in all")
+
     def _restore_file(self, path: str, family: str = "ipv4") -> None:
         if family == "inet":
             self.run(self._path("nft"), "-f", path)
@@ -232,6 +259,19 @@ def _others(rules: int) -> str:
             body = OTHERS[(chain + rule) % len(OTHERS)].format(chain=chain, rule=rule + 1)
             of_table.append(f"-A OTHERS-{chain} {body}")
     return restore_input(tables)
+
+
+def _networks(bridges: int) -> str:
+    """Commands of ``ip`` that make the bridges of leaked networks."""
+    lines = []
+    for name, subnet in zip(_dead_bridges(RULES_PER_BRIDGE * bridges), _subnets(bridges), strict=True):
+        address = subnet.replace(".0/24", ".1/24")
+        lines += [f"link add {name} type bridge", f"addr add {address} dev {name}", f"link set {name} up"]
+    return "\n".join(lines) + "\n"
+
+
+def _subnets(bridges: int) -> list[str]:
+    return [f"10.{200 + number // 256}.{number % 256}.0/24" for number in range(bridges)]
 
 
 def _dead_bridges(rules: int) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import select
 import time
@@ -13,18 +14,22 @@ from multiprocessing.synchronize import Event
 from typing import NamedTuple
 
 from tests.benchmarks.contents import FORK, LIVE, Apart, BenchmarkError, Contents
-from tests.namespace import leak
+from tests.namespace import flocked, leak
 
 RAMP_UP = 0.3
 """Seconds until all neighbours are at work."""
 
 
 class Call(NamedTuple):
-    """One call of iptables: when it began and ended (``time.monotonic``), and whether it worked."""
+    """One call of iptables: when it began and ended (``time.monotonic``), and whether it worked.
+
+    ``waited_ms``: how long the job waited for the subnet lock before, where it takes that.
+    """
 
     began: float
     ended: float
     worked: bool
+    waited_ms: float = 0.0
 
 
 class Slice(NamedTuple):
@@ -46,12 +51,15 @@ class LockWaits(NamedTuple):
 
 
 @contextmanager
-def neighbours(contents: Contents) -> Iterator[list[Call]]:
-    """Keep one neighbour for each live bridge at work; afterwards the list holds their calls."""
+def neighbours(contents: Contents, *, leasing: bool = False) -> Iterator[list[Call]]:
+    """Keep one neighbour for each live bridge at work; afterwards the list holds their calls.
+
+    ``leasing``: each reads the leases under the subnet lock before each call, as a job that looks for a subnet.
+    """
     calls: list[Call] = []
     stop = FORK.Event()
     parent = os.getpid()
-    workers = [Apart(partial(_work, contents, bridge, stop, parent)) for bridge in LIVE]
+    workers = [Apart(partial(_work, contents, bridge, stop, parent, leasing)) for bridge in LIVE]
     try:
         time.sleep(RAMP_UP)
         yield calls
@@ -68,7 +76,12 @@ def feel(contents: Contents, leaked: int, sweep: Sequence[str] | None, seconds: 
     any moment of it.
     """
     contents.load(leaked)
-    with neighbours(contents) as calls:
+    return run_beside(contents, sweep, seconds)
+
+
+def run_beside(contents: Contents, sweep: Sequence[str] | None, seconds: float, *, leasing: bool = False) -> Slice:
+    """What happens beside the neighbours to what is there; see :func:`feel` and :func:`neighbours`."""
+    with neighbours(contents, leasing=leasing) as calls:
         began = time.monotonic()
         finished = _run_for(contents, sweep, seconds) if sweep else _pause(seconds)
         ended = time.monotonic()
@@ -83,7 +96,7 @@ def wait_for_lock(contents: Contents, samples: int) -> LockWaits:
         return Apart(partial(_wait_for_lock, contents, samples)).result()
 
 
-def _work(contents: Contents, bridge: str, stop: Event, parent: int) -> list[Call]:
+def _work(contents: Contents, bridge: str, stop: Event, parent: int, leasing: bool) -> list[Call]:
     # Another uplink than that of the rules which are there: a rule of this job's own.
     rule = leak(bridge, uplink="eth1")["filter"][0].split()[1:]
     add = [contents.tool(), "-w", "5", "-A", *rule]
@@ -92,13 +105,23 @@ def _work(contents: Contents, bridge: str, stop: Event, parent: int) -> list[Cal
     calls = []
     command = add
     while not stop.is_set() and os.getppid() == parent:
+        waited_ms = _read_leases(contents) if leasing else 0.0
         began = time.monotonic()
         pid = os.posix_spawn(command[0], command, contents.environment, file_actions=silence)
         _, status = os.waitpid(pid, 0)
-        calls.append(Call(began, time.monotonic(), status == 0))
+        calls.append(Call(began, time.monotonic(), status == 0, waited_ms))
         if status == 0:
             command = delete if command is add else add
     return calls
+
+
+def _read_leases(contents: Contents) -> float:
+    """Read the leases under the subnet lock; return how long it was waited for, in ms."""
+    began = time.monotonic()
+    with flocked(contents.lock_file):
+        waited_ms = (time.monotonic() - began) * 1000
+        json.loads(contents.lease_file.read_text())
+    return waited_ms
 
 
 def _pause(seconds: float) -> bool:

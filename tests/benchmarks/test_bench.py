@@ -14,6 +14,8 @@ TABLES = (
     "Waiting for the xtables lock",
     "`list` beside rules of others",
     "Sweeping 900 leaked rules of one family",
+    "Deleting 20 leaked bridges with 60 rules",
+    "What eleven neighbours that take the subnet lock feel",
     "Targets",
 )
 
@@ -30,6 +32,7 @@ def test_the_short_form_measures_everything() -> None:
         assert f"### {title}" in done.stdout
     for firewall in ("x_tables", "nf_tables"):
         assert f"| {firewall} | 900 | netsweep |" in done.stdout
+        assert f"| {firewall} | netsweep | eleven neighbours |" in done.stdout
     for firewall, family in (("x_tables", "ipv6"), ("nf_tables", "ipv6"), ("nf_tables", "inet")):
         assert f"| {firewall} | {family} | 1 |" in done.stdout
 

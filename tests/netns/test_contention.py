@@ -46,6 +46,7 @@ from tests.soak import (
     jobs,
     journals,
     kills,
+    networks,
     reloads,
     replacements,
     returns,
@@ -125,6 +126,14 @@ def test_what_is_put_back_beside_writers_stands_once_and_theirs_is_not_lost(host
     tally = harmless(host.inside(lambda: journals(host, flavour, 4)))
     assert tally.operations > 50
     assert tally.seen["put back"] > 0
+
+
+def test_no_network_of_a_job_that_lives_is_harmed_and_no_subnet_stays_lost(host: Host, flavour: str) -> None:
+    tally = harmless(host.inside(lambda: networks(host, flavour, 5, at_least=2)))
+    assert tally.seen["bridges swept"] > 1
+    assert tally.seen["leases swept"] > 1
+    assert tally.seen["jobs that ended"] > 3
+    assert tally.kills > 1
 
 
 def test_of_eleven_sweeps_at_once_each_orphan_is_counted_by_one(host: Host, flavour: str) -> None:

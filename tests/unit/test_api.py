@@ -19,8 +19,9 @@ from netsweep.profiles.options import Options
 from netsweep.report import Report
 
 PUBLIC = {
-    "functions": {"find_orphans", "sweep", "restore"},
+    "functions": {"find_orphans", "sweep", "teardown", "restore"},
     "results": {"Report", "BackendReport", "LeaseFile", "LockTimes", "Finding", "Verdict"},
+    "networks": {"Bridge", "BridgeFinding", "Address", "Lease"},
     "rules": {"Rule", "Spec", "Interface", "Chain", "Table", "Family", "Undo"},
     "version": {"__version__"},
     "errors": {"NetsweepError", "UsageError", "NoBackendError", "BusyError", "NotPermittedError", "TableError"},
@@ -70,7 +71,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
 
         return job
 
-    for name in ("sweep.sweep", "sweep.find_orphans", "restore.restore"):
+    for name in ("sweep.sweep", "sweep.find_orphans", "teardown.teardown", "restore.restore"):
         monkeypatch.setattr(f"netsweep.jobs.{name}", note(name.rpartition(".")[2]))
     return calls
 
@@ -112,6 +113,11 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
         ({"max_deletes": 3}, None),
         ({"max_deletes": 3.0}, UsageError),
         ({"journal": object()}, UsageError),
+        ({"bridges": True}, None),
+        ({"min_age": "1h30m"}, None),
+        ({"min_age": 90}, None),
+        ({"min_age": "soon"}, UsageError),
+        ({"min_age": b"1h"}, UsageError),
     ],
 )
 def test_whatever_a_value_is_it_is_taken_or_wrong_usage(
@@ -159,6 +165,8 @@ GIVEN: dict[str, Any] = {
     "lock_timeout": 8,
     "wait": 9,
     "max_deletes": 10,
+    "bridges": True,
+    "min_age": "20m",
     "journal": "/z",
 }
 
@@ -175,8 +183,26 @@ def test_every_option_that_a_function_has_reaches_its_job(
         assert called["options"] == Options(**{name: GIVEN[name]}) != Options(), name
 
 
+def test_every_option_of_a_teardown_reaches_its_job(jobs: list[tuple[str, dict[str, Any]]]) -> None:
+    own = {"name": "own"}
+    not_options = {"name", "subnet", "force"}
+    for name in inspect.signature(netsweep.teardown).parameters.keys() - not_options:
+        option = next((each for each, ours in own.items() if ours == name), name)
+        netsweep.teardown("hm1", **{name: GIVEN[option]})
+        _, called = jobs.pop()
+        assert called["options"] == Options(**{option: GIVEN[option]}) != Options(), name
+
+
+def test_a_teardown_takes_one_name_or_several(jobs: list[tuple[str, dict[str, Any]]]) -> None:
+    netsweep.teardown("hm12", subnet="10.200.1.0/24", force=True)
+    netsweep.teardown(each for each in ("hm1", "hm2"))
+    (_, first), (_, second) = jobs
+    assert (first["more"], first["force"]) == ((["hm12"], "10.200.1.0/24"), True)
+    assert (second["more"], second["force"]) == ((["hm1", "hm2"], None), False)
+
+
 def test_the_defaults_stand_once_and_not_in_signatures() -> None:
-    for function in (netsweep.sweep, netsweep.find_orphans, netsweep.restore):
+    for function in (netsweep.sweep, netsweep.find_orphans, netsweep.teardown, netsweep.restore):
         for name, parameter in inspect.signature(function).parameters.items():
             assert parameter.default in (None, False, inspect.Parameter.empty), name
 
@@ -207,6 +233,10 @@ def test_types_are_checked_where_it_is_installed(tmp_path: Path) -> None:
             "docker: Report = sweep(profile=Path('x.toml'), name=('a', 'b'), family='ipv6', settle=2, max_deletes=9)",
             "harm: str | None = docker.negated[0].live_traffic",
             "elsewhere: int = docker.elsewhere",
+            "bridges: Report = sweep(bridges=True, min_age='1h30m')",
+            "lease: Lease | None = bridges.bridges[0].lease",
+            "age: float | None = bridges.leaked[0].bridge.age",
+            "down: Report = teardown(['hm1', 'hm2'], subnet='10.200.1.0/24', own='x*', lock_file=Path('x'))",
         ]
     )
     wrong = [
@@ -215,9 +245,11 @@ def test_types_are_checked_where_it_is_installed(tmp_path: Path) -> None:
         "netsweep.sweep(prefix=3)",
         "netsweep.sweep(nonsense=1)",
         "netsweep.find_orphans(max_deletes=1)",
+        "netsweep.teardown()",
+        "netsweep.teardown('hm1', chain='filter/INPUT')",
     ]
     assert mypy(tmp_path, right) == (0, "Success: no issues found in 1 source file\n")
     status, said = mypy(tmp_path, "\n".join(wrong))
     assert status == 1
     assert 'Module "netsweep" has no attribute "Nonsense"' in said
-    assert {line.split(":")[1] for line in said.splitlines() if ": error:" in line} == {"1", "3", "4", "5"}
+    assert {line.split(":")[1] for line in said.splitlines() if ": error:" in line} == {"1", "3", "4", "5", "6", "7"}

@@ -105,24 +105,17 @@ class Bridges:
         left, look = list(shown), first
         while left:
             portion, left = left[:PORTION], left[PORTION:]
-            look = first if look is first else self._look_again()
-            found = {each.bridge.ifindex: each for each in look.findings}
             for ifindex in portion:
-                if ifindex not in found:
-                    # Somebody else deleted it, and may have leased its name since.
-                    shown[ifindex] = shown[ifindex]._replace(deleted=True)
-                    continue
-                shown[ifindex] = found[ifindex]
-                if found[ifindex].verdict is not Verdict.LEAKED:
-                    continue
                 try:
-                    look, shown[ifindex] = self._delete(look, found[ifindex], journal)
+                    look, shown[ifindex] = self._delete(look, shown[ifindex], journal)
                 except (BusyError, NotPermittedError):
                     raise
                 except NetsweepError as error:
-                    failures.append(f"{found[ifindex].bridge.name}: {error}")
-                self._report.bridges = list(shown.values())
+                    failures.append(f"{shown[ifindex].bridge.name}: {error}")
+                finally:
+                    self._report.bridges = list(shown.values())
                 time.sleep(_TURN)
+            look = self._look_again() if left else look
         return failures
 
     def remove_leases(self) -> list[str]:
@@ -144,25 +137,28 @@ class Bridges:
     def _delete(
         self, look: BridgeLook, finding: BridgeFinding, journal: Journal | None
     ) -> tuple[BridgeLook, BridgeFinding]:
-        """Delete a bridge where it still leaks; return what became of it, and the look that this depends on."""
+        """Delete a bridge where it leaks in ``look``; return what became of it, and the look that this depends on."""
 
         def attempt() -> tuple[BridgeLook, BridgeFinding]:
-            nonlocal look, finding
-            self._links.wait_until_quiet(finding.bridge.ifindex)
+            nonlocal look
+            ifindex = finding.bridge.ifindex
+            now = next((each for each in look.findings if each.bridge.ifindex == ifindex), None)
+            if now is None:
+                # Somebody else deleted it, and its name may have a new owner.
+                return look, finding._replace(deleted=True)
+            if now.verdict is not Verdict.LEAKED:
+                return look, now
+            self._links.wait_until_quiet(ifindex)
             try:
-                return look, self._delete_at_once(look, finding, journal)
+                return look, self._delete_at_once(look, now, journal)
             except ContentionError:
                 look = look_at_bridges(self._options, self._judge, self._links)
-                same = [each for each in look.findings if each.bridge.ifindex == finding.bridge.ifindex]
-                finding = same[0] if same else finding._replace(deleted=True)
                 raise
 
         return self._patience.retry(attempt)
 
     def _delete_at_once(self, look: BridgeLook, finding: BridgeFinding, journal: Journal | None) -> BridgeFinding:
         """Delete a bridge under the subnet lock, where it is as it was in ``look``."""
-        if finding.verdict is not Verdict.LEAKED or finding.deleted:
-            return finding
         bridge, links = finding.bridge, self._links
         changed = finding._replace(verdict=Verdict.UNDECIDABLE, reason=_CHANGED)
         with subnet_locked(self._options, self._report):
@@ -174,7 +170,7 @@ class Bridges:
                 return changed
             link = find_at_once(ifindex=bridge.ifindex)
             if link is None:
-                # Who leased its name since may be younger than the bridge was.
+                # As above: who leased its name since may be younger than the bridge was.
                 return finding._replace(deleted=True)
             if bridge_of(link) != bridge._replace(addresses=()) or link.master or links.ports(link.ifindex):
                 return changed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 
 from netsweep.errors import ContentionError, NetsweepError, UsageError
@@ -132,9 +133,10 @@ def _delete_bridge(
         try:
             deleted = links.delete(link.ifindex)
         except NetsweepError:
-            # They go with the bridge, but are no use without one either.
-            for route in routes:
-                links.delete_route(route)
+            # They go with the bridge, and are no use where it stays.
+            with suppress(NetsweepError, ContentionError):
+                for route in routes:
+                    links.delete_route(route)
             raise
         if deleted:
             report.bridges.append(BridgeFinding(bridge, Verdict.LEAKED, "it was torn down", deleted=True))

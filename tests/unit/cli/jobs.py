@@ -27,9 +27,9 @@ class Jobs:
 
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> Jobs:
-    """Replace the jobs of list, sweep and restore."""
+    """Replace the jobs of list, sweep, teardown and restore."""
     replaced = Jobs()
-    for name in ("sweep.find_orphans", "sweep.sweep", "restore.restore"):
+    for name in ("sweep.find_orphans", "sweep.sweep", "teardown.teardown", "restore.restore"):
         monkeypatch.setattr(f"netsweep.jobs.{name}", replaced.job(name.rpartition(".")[2]))
     return replaced
 

@@ -122,6 +122,8 @@ def test_settings_are_the_effective_ones(host: Host, capsys: pytest.CaptureFixtu
         "lease_file": "/nowhere/leases",
         "lock_timeout": 30.0,
         "wait": 1.0,
+        "bridges": False,
+        "min_age": 3600.0,
     }
 
 

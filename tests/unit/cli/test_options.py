@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import click
 import pytest
 
 from netsweep import profiles
@@ -14,8 +15,9 @@ from tests.unit.cli.jobs import Jobs, jobs
 
 __all__ = ["jobs"]
 
-COMMANDS = ("list", "sweep", "restore", "profiles", "doctor", "demo")
+COMMANDS = ("list", "sweep", "teardown", "restore", "profiles", "doctor", "demo")
 
+CHAINS = ("chain", "all-chains", "family", "include-negated", "settle")
 WHERE = {
     "profile": "hypeman",
     "prefix": "hm",
@@ -32,13 +34,24 @@ WHERE = {
     "lock-timeout": "30",
     "wait": "5",
 }
+BRIDGES = {"bridges": None, "min-age": "1h"}
+WHOSE = {name: value for name, value in WHERE.items() if name not in CHAINS}
 OUTPUT = {"format": "text", "verbose": None}
 OPTIONS: dict[str, dict[str, str | None]] = {
-    "list": {**WHERE, **OUTPUT, "all": None, "exit-code": None},
-    "sweep": {**WHERE, **OUTPUT, "dry-run": None, "journal": None, "max-deletes": None, "best-effort": None},
+    "list": {**WHERE, **BRIDGES, **OUTPUT, "all": None, "exit-code": None},
+    "sweep": {
+        **WHERE,
+        **BRIDGES,
+        **OUTPUT,
+        "dry-run": None,
+        "journal": None,
+        "max-deletes": None,
+        "best-effort": None,
+    },
+    "teardown": {**WHOSE, **OUTPUT, "subnet": None, "force": None},
     "restore": {"wait": "5", "format": "text", "force": None},
     "profiles": {},
-    "doctor": {**WHERE, "format": "text"},
+    "doctor": {**WHERE, **BRIDGES, "subnets": "10.200.0.0-10.249.255.255", "format": "text"},
     "demo": {},
 }
 """The options of each command and their defaults."""
@@ -94,7 +107,9 @@ def test_help_describes_every_option_with_default_and_variable(
 
 def test_the_defaults_in_the_help_are_those_of_the_profile() -> None:
     profile = profiles.load()
-    shown = {p.name: getattr(p, "help", "") for p in cli.commands["list"].params}
+    command = cli.get_command(click.Context(cli), "list")
+    assert command
+    shown = {p.name: getattr(p, "help", "") for p in command.params}
     assert f"default: {', '.join(profile.prefixes)}]" in shown["prefix"]
     assert f"default: {profile.lease_file}]" in shown["lease_file"]
 
@@ -146,6 +161,7 @@ ARGUMENTS = {
     "lease-file": ["/tmp/some leases"],
     "lock-timeout": ["0"],
     "wait": ["1.5"],
+    "min-age": ["1h30m"],
     "journal": ["/tmp/a journal"],
 }
 
@@ -185,7 +201,7 @@ def test_flags_can_come_from_the_environment(jobs: Jobs, monkeypatch: pytest.Mon
 def test_flags_that_say_where_to_look_reach_the_job(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch, source: str, command: str
 ) -> None:
-    for name in ("all-chains", "include-negated"):
+    for name in ("all-chains", "include-negated", "bridges"):
         if source == "environment":
             monkeypatch.setenv(variable(name), "1")
             assert run([command]) == 0
@@ -198,7 +214,7 @@ def test_flags_that_say_where_to_look_reach_the_job(
 
 @pytest.mark.parametrize("blank", [" ", "\t", " \n "], ids=repr)
 @pytest.mark.parametrize(
-    "name", [*ARGUMENTS, "format", "best-effort", "verbose", "dry-run", "all-chains", "include-negated"]
+    "name", [*ARGUMENTS, "format", "best-effort", "verbose", "dry-run", "all-chains", "include-negated", "bridges"]
 )
 def test_a_blank_variable_is_wrong_usage(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, blank: str
@@ -225,3 +241,56 @@ def test_a_blank_variable_does_not_matter_where_the_option_is_given(
     monkeypatch.setenv("NETSWEEP_PROTECT", " ")
     assert run(["sweep", "--protect", "xy"]) == 0
     assert options_given(jobs).protected == ("xy",)
+
+
+# Teardown.
+
+
+def test_a_teardown_gets_its_names_and_options(jobs: Jobs) -> None:
+    arguments = ["hm1", "hm2", "--force", "--lock-timeout", "0", "--profile", "docker", "--protect", "xx"]
+    assert run(["teardown", *arguments]) == 0
+    ((name, (options, names, subnet), named),) = jobs.calls
+    assert (name, names, subnet, named) == ("teardown", ("hm1", "hm2"), None, {"force": True})
+    assert options == Options(lock_timeout=0.0, profile="docker", protect="xx")
+
+
+def test_the_subnet_of_a_teardown_may_come_from_the_environment(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(["teardown", "hm1", "--subnet", "10.200.1.0/24"]) == 0
+    monkeypatch.setenv("NETSWEEP_SUBNET", "10.200.2.0/24")
+    assert run(["teardown", "hm1"]) == 0
+    assert [call[1][1:] for call in jobs.calls] == [(("hm1",), "10.200.1.0/24"), (("hm1",), "10.200.2.0/24")]
+    assert jobs.calls[0][1][0] == Options()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "Missing argument 'NAME...'"),
+        (["--force"], "Missing argument 'NAME...'"),
+        (["hm1", "--chain", "filter/INPUT"], "No such option"),
+        (["hm1", "--all-chains"], "No such option"),
+        (["hm1", "--settle", "1"], "No such option"),
+        (["hm1", "--dry-run"], "No such option"),
+        (["hm1", "--journal", "x"], "No such option"),
+        (["hm1", "--subnet"], "requires an argument"),
+        (["hm1", "--format", "xml"], "'xml'"),
+        (["hm1", "--profile", "nosuch"], "there is no profile 'nosuch'"),
+        (["hm1", "--wait", "-1"], "--wait has to be 0 seconds or more"),
+    ],
+)
+def test_wrong_usage_of_a_teardown(
+    jobs: Jobs, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+) -> None:
+    assert run(["teardown", *arguments]) == 2
+    assert says in capsys.readouterr().err
+    assert jobs.calls == []
+
+
+def test_a_blank_subnet_is_wrong_usage(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not as if none had been given."""
+    monkeypatch.setenv("NETSWEEP_SUBNET", " ")
+    assert run(["teardown", "hm1"]) == 2
+    assert "NETSWEEP_SUBNET is blank" in capsys.readouterr().err
+    assert jobs.calls == []

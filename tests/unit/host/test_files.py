@@ -8,11 +8,19 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from netsweep.errors import BusyError, NetsweepError, NotPermittedError
-from netsweep.host.files import create_regular, describe, open_or_create_regular, open_regular, read_regular
+from netsweep.errors import BusyError, ContentionError, NetsweepError, NotPermittedError
+from netsweep.host.files import (
+    create_regular,
+    describe,
+    open_or_create_regular,
+    open_regular,
+    read_regular,
+    replace_regular,
+)
 
 
 @contextmanager
@@ -165,3 +173,153 @@ def test_the_real_reason_is_told(code: int, kind: type[Exception]) -> None:
     error = describe(OSError(code, os.strerror(code)), "cannot open it")
     assert type(error) is kind
     assert os.strerror(code) in str(error)
+
+
+# Replacing.
+
+
+def replace(path: Path, known: bytes = b"old", content: bytes = b"new content") -> None:
+    replace_regular(str(path), known, content, what="file")
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A file to replace, alone in its directory."""
+    path = tmp_path / "alone" / "file"
+    path.parent.mkdir()
+    path.write_bytes(b"old")
+    return path
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644, 0o666, 0o000])
+def test_a_replaced_file_keeps_its_mode_whatever_the_umask(old: Path, mode: int) -> None:
+    if mode == 0 and os.geteuid():
+        pytest.skip("only root reads it")
+    old.chmod(mode)
+    before = old.stat()
+    mask = os.umask(0o077)
+    try:
+        replace(old)
+    finally:
+        os.umask(mask)
+    after = old.stat()
+    assert (old.read_bytes(), after.st_mode) == (b"new content", before.st_mode)
+    assert (after.st_uid, after.st_gid) == (before.st_uid, before.st_gid)
+    assert after.st_ino != before.st_ino
+    assert list(old.parent.iterdir()) == [old]
+
+
+def test_a_replaced_file_keeps_its_owner(old: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root gives files away")
+    os.chown(old, 65534, 4711)
+    replace(old)
+    assert (old.stat().st_uid, old.stat().st_gid) == (65534, 4711)
+
+
+def test_a_replaced_file_gets_no_special_bits(old: Path) -> None:
+    old.chmod(0o6755)
+    replace(old)
+    assert old.stat().st_mode & 0o7777 == 0o755
+
+
+def test_who_has_it_open_reads_the_old_file_to_its_end(old: Path) -> None:
+    with old.open("rb") as reader:
+        replace(old)
+        assert reader.read() == b"old"
+
+
+@pytest.mark.parametrize("left", ["file", "link", "dangling link", "FIFO"])
+def test_what_a_run_that_was_killed_left_is_removed_and_not_followed(old: Path, tmp_path: Path, left: str) -> None:
+    new, target = old.with_name("file.netsweep"), tmp_path / "target"
+    target.write_bytes(b"somebody's")
+    if left == "file":
+        new.write_bytes(b"half")
+    elif left == "FIFO":
+        os.mkfifo(new)
+    else:
+        new.symlink_to(target if left == "link" else tmp_path / "nowhere")
+    replace(old)
+    assert old.read_bytes() == b"new content"
+    assert not old.is_symlink()
+    assert target.read_bytes() == b"somebody's"
+    assert list(old.parent.iterdir()) == [old]
+
+
+def test_a_directory_in_the_way_is_told(old: Path) -> None:
+    old.with_name("file.netsweep").mkdir()
+    with pytest.raises(NetsweepError, match=r"cannot replace file '.*/file'"):
+        replace(old)
+    assert old.read_bytes() == b"old"
+
+
+def test_what_somebody_puts_in_the_way_meanwhile_is_told(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new = old.with_name("file.netsweep")
+
+    def nothing(path: str) -> None:
+        new.write_bytes(b"somebody's")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "unlink", nothing)
+        with pytest.raises(NetsweepError, match=r"cannot replace file .*: '.*file\.netsweep' is in the way"):
+            replace(old)
+    assert (old.read_bytes(), new.read_bytes()) == (b"old", b"somebody's")
+
+
+@pytest.mark.parametrize("known", [b"", b"ol", b"older", b"OLD"])
+def test_a_file_that_changed_is_contention_and_stays(old: Path, known: bytes) -> None:
+    with pytest.raises(ContentionError, match=r"file '.*/file' changed"):
+        replace(old, known)
+    assert old.read_bytes() == b"old"
+    assert list(old.parent.iterdir()) == [old]
+
+
+def test_a_file_that_was_removed_is_contention_and_is_not_made_again(old: Path) -> None:
+    old.unlink()
+    with pytest.raises(ContentionError, match=r"file '.*/file' was removed"):
+        replace(old)
+    assert list(old.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["link", "directory", "FIFO"])
+def test_only_a_regular_file_is_replaced(old: Path, tmp_path: Path, kind: str) -> None:
+    old.rename(tmp_path / "target")
+    if kind == "link":
+        old.symlink_to(tmp_path / "target")
+    elif kind == "directory":
+        old.mkdir()
+    else:
+        os.mkfifo(old)
+    with pytest.raises(NetsweepError, match=rf"is a {kind}: refused"):
+        replace(old)
+    assert (tmp_path / "target").read_bytes() == b"old"
+    assert list(old.parent.iterdir()) == [old]
+
+
+def test_a_directory_that_nobody_may_write_to_is_not_permitted(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may write anywhere, so the system says no in its stead."""
+    opened = os.open
+
+    def refuse(path: str, flags: int, *rest: Any, **named: Any) -> int:
+        if flags & os.O_CREAT:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return opened(path, flags, *rest, **named)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(NotPermittedError, match="not permitted"):
+        replace(old)
+    assert old.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("call", ["fsync", "rename", "fchown"])
+def test_a_failure_on_the_way_leaves_the_old_file_and_nothing_else(
+    old: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(NetsweepError, match=r"cannot replace file '.*/file': No space left on device"):
+        replace(old)
+    assert old.read_bytes() == b"old"
+    assert list(old.parent.iterdir()) == [old]

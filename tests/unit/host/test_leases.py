@@ -4,14 +4,16 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from netsweep.errors import ContentionError, NetsweepError
-from netsweep.host import leases
+from netsweep.host import files, leases
 from netsweep.host.leases import Leases
+from netsweep.model import Lease
 from netsweep.report import LeaseFile
 
 
@@ -41,25 +43,43 @@ def content(**lease: object) -> bytes:
 
 
 def held(*pairs: tuple[str, int]) -> Leases:
-    by_name: dict[str, tuple[int, ...]] = {}
-    for name, pid in pairs:
-        by_name[name] = (*by_name.get(name, ()), pid)
-    return Leases("leases.json", b"some", by_name, len(pairs))
+    return leases.of("leases.json", b"some", [Lease(f"{n}", name, pid) for n, (name, pid) in enumerate(pairs)])
 
 
 def test_the_harness_own_format_is_read(path: Path) -> None:
-    text = content(
-        test_name="TestX", bridge_name="hm3fa2001", subnet_cidr="10.200.1.0/24", pid=4711, created_at_unix=1781049600
-    )
-    path.write_bytes(text)
-    assert leases.read(str(path)) == Leases(str(path), text, {"hm3fa2001": (4711,)}, 1)
+    entry = {
+        "test_name": "TestX",
+        "bridge_name": "hm3fa2001",
+        "subnet_cidr": "10.200.1.0/24",
+        "pid": 4711,
+        "created_at_unix": 1781049600,
+    }
+    path.write_bytes(content(**entry))
+    lease = Lease("10.200.1.0/24", "hm3fa2001", 4711, json.dumps(entry))
+    assert leases.read(str(path)) == Leases(str(path), content(**entry), {"hm3fa2001": (lease,)})
+
+
+def test_a_lease_that_is_written_anew_is_another_one(path: Path) -> None:
+    """The same subnet, bridge and PID, but a later test."""
+
+    def read(**more: object) -> Lease:
+        path.write_bytes(content(bridge_name="hm1", pid=4711, **more))
+        (lease,) = leases.read(str(path)).all
+        return lease
+
+    first = read(created_at_unix=5)
+    assert read(created_at_unix=5) == first
+    for other in (read(created_at_unix=6), read(), read(created_at_unix=5, test_name="TestX")):
+        assert other[:3] == first[:3]
+        assert other != first
 
 
 def test_a_bridge_may_be_leased_several_times(path: Path) -> None:
     both = {"a": {"bridge_name": "hm1", "pid": 2}, "b": {"bridge_name": "hm1", "pid": 1}}
     path.write_text(json.dumps({"leases": both}))
     found = leases.read(str(path))
-    assert (found.by_name, found.count) == ({"hm1": (2, 1)}, 2)
+    first, second = (Lease(subnet, "hm1", pid, json.dumps(both[subnet])) for subnet, pid in (("a", 2), ("b", 1)))
+    assert (found.by_name, found.all, found.pids) == ({"hm1": (first, second)}, [first, second], {1, 2})
 
 
 @pytest.mark.parametrize("text", [b"", b" \n", b'{"leases": {}}', b'{"leases": null}'])
@@ -124,7 +144,7 @@ def test_content_of_any_shape_is_read_or_refused(text: bytes) -> None:
         found = leases._parse(text)
     except leases._NotUnderstoodError:
         return
-    assert all(isinstance(name, str) and 0 < pid <= leases.PID_MAX for name, pid in found)
+    assert all(isinstance(each.bridge, str) and 0 < each.pid <= leases.PID_MAX for each in found)
 
 
 def test_a_file_that_is_too_large_is_refused(path: Path) -> None:
@@ -150,7 +170,8 @@ def test_a_changed_file_is_parsed_where_that_is_quick_and_else_refused(path: Pat
     path.write_bytes(changed)
     with pytest.raises(ContentionError, match="the lease file changed"):
         leases.read(str(path), known, len(changed) - 1)
-    assert leases.read(str(path), known, len(changed)).by_name == {"hm2": (2,)}
+    found = leases.read(str(path), known, len(changed))
+    assert {name: [lease.pid for lease in found.by_name[name]] for name in found.by_name} == {"hm2": [2]}
     path.unlink()
     assert leases.read(str(path), known, 0).by_name == {}
 
@@ -200,3 +221,111 @@ def test_a_large_file_costs_a_few_questions_only(monkeypatch: pytest.MonkeyPatch
     everything = held(*((f"hm{number:x}", pid) for number in range(20) for pid in pids))
     assert leases.living(everything, list(everything.by_name), set(pids)) == {}
     assert asked == [7, 8]
+
+
+def test_leases_that_are_ignored_do_not_count() -> None:
+    own = os.getpid()
+    known = held(("hm1", own), ("hm2", 1), ("hm2", own))
+    assert leases.living(known, ["hm1", "hm2"], set(), lambda lease: lease.pid == own) == {
+        "hm2": "a running process (PID 1) holds a lease for hm2"
+    }
+    assert set(leases.living(known, ["hm1", "hm2"], set(), {known.by_name["hm1"][0]}.__contains__)) == {"hm2"}
+    assert leases.living(known, ["hm1", "hm2"], set(), lambda _: True) == {}
+
+
+def test_leases_are_found_by_bridge_and_by_process() -> None:
+    some = [Lease("a", "hm1", 3), Lease("b", "hm2", 3), Lease("c", "hm1", 4)]
+    found = leases.of("x", b"content", some)
+    assert (found.path, found.content) == ("x", b"content")
+    assert found.by_name == {"hm1": (some[0], some[2]), "hm2": (some[1],)}
+    assert found.all == [some[0], some[2], some[1]]
+    assert found.pids == {3, 4}
+    assert (Leases("x").all, Leases("x").pids) == ([], set())
+
+
+# Removing.
+
+THREE = {
+    "10.200.1.0/24": {
+        "test_name": "A\u00e9",
+        "bridge_name": "hm1",
+        "pid": 1,
+        "created_at_unix": 5,
+        "more": {"x": None},
+    },
+    "10.200.2.0/24": {"bridge_name": "hm2", "pid": 2},
+    "10.200.3.0/24": {"bridge_name": "hm3", "pid": 2, "odd": [1.5, True]},
+}
+
+
+def write(path: Path, leased: object = THREE) -> None:
+    """Write a file with fields that nobody knows."""
+    path.write_text(json.dumps({"version": 7, "leases": leased, "behind": ["\u2603"]}, indent=1, ensure_ascii=False))
+
+
+def test_what_is_unwanted_goes_and_all_else_stays(path: Path) -> None:
+    write(path)
+    path.chmod(0o640)
+    assert leases.remove(str(path), lambda lease: lease.pid == 2) == 2
+    left = {"10.200.1.0/24": THREE["10.200.1.0/24"]}
+    document = json.loads(path.read_bytes())
+    assert document == {"version": 7, "leases": left, "behind": ["\u2603"]}
+    assert list(document) == ["version", "leases", "behind"]
+    assert path.stat().st_mode & 0o7777 == 0o640
+    assert [lease.bridge for lease in leases.read(str(path)).all] == ["hm1"]
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+def test_the_last_lease_leaves_none(path: Path) -> None:
+    write(path)
+    assert leases.remove(str(path), lambda _: True) == 3
+    assert json.loads(path.read_bytes())["leases"] == {}
+    assert leases.read(str(path)).all == []
+
+
+@pytest.mark.parametrize("leased", [THREE, {}, None])
+def test_where_nothing_is_unwanted_the_file_is_not_touched(path: Path, leased: object) -> None:
+    write(path, leased)
+    before = (path.read_bytes(), path.stat().st_ino, path.stat().st_mtime_ns)
+    assert leases.remove(str(path), lambda lease: lease.bridge == "hm4") == 0
+    assert (path.read_bytes(), path.stat().st_ino, path.stat().st_mtime_ns) == before
+
+
+@pytest.mark.parametrize("content", [None, b"", b" \n"])
+def test_where_there_are_no_leases_none_is_removed(path: Path, content: bytes | None) -> None:
+    if content is not None:
+        path.write_bytes(content)
+    assert leases.remove(str(path), lambda _: True) == 0
+    assert (path.read_bytes() if path.exists() else None) == content
+
+
+def test_of_leases_that_were_read_before_only_those_that_are_as_they_were_go(path: Path) -> None:
+    """The same bridge and PID again: another test got the subnet meanwhile."""
+    write(path)
+    unwanted = set(leases.read(str(path)).by_name["hm2"] + leases.read(str(path)).by_name["hm3"])
+    changed = {**THREE["10.200.2.0/24"], "created_at_unix": 9}
+    write(path, {**THREE, "10.200.2.0/24": changed, "10.200.4.0/24": {"bridge_name": "hm3", "pid": 2}})
+    assert leases.remove(str(path), unwanted.__contains__) == 1
+    assert list(json.loads(path.read_bytes())["leases"]) == ["10.200.1.0/24", "10.200.2.0/24", "10.200.4.0/24"]
+
+
+def test_a_file_that_is_not_understood_is_told_and_stays(path: Path) -> None:
+    path.write_bytes(b"{")
+    with pytest.raises(NetsweepError, match="cannot understand lease file"):
+        leases.remove(str(path), lambda _: True)
+    assert path.read_bytes() == b"{"
+
+
+def test_a_file_that_changes_while_it_is_replaced_is_contention(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(path)
+    replace = files.replace_regular
+
+    def late(*arguments: Any, **options: Any) -> None:
+        path.write_bytes(b"other")
+        replace(*arguments, **options)
+
+    monkeypatch.setattr(leases, "replace_regular", late)
+    with pytest.raises(ContentionError, match="changed"):
+        leases.remove(str(path), lambda _: True)
+    assert path.read_bytes() == b"other"
+    assert [each.name for each in path.parent.iterdir()] == [path.name]

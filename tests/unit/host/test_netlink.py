@@ -148,6 +148,8 @@ def test_attributes_are_read_as_they_were_written() -> None:
 
 def test_constants_are_those_of_pyroute2() -> None:
     known = {**vars(theirs), **vars(rtnl), **vars(nfnetlink)}
-    ours = {name: value for name, value in vars(netlink).items() if name.startswith(("NETLINK_", "NL", "RTM_", "NFNL_"))}
+    ours = {
+        name: value for name, value in vars(netlink).items() if name.startswith(("NETLINK_", "NL", "RTM_", "NFNL_"))
+    }
     assert len(ours) == 19
     assert ours == {name: known[name] for name in ours}

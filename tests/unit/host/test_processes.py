@@ -13,7 +13,7 @@ import pytest
 
 from netsweep.errors import NetsweepError
 from netsweep.host import processes
-from netsweep.host.processes import Process, all_pids, holders, is_running, waiting
+from netsweep.host.processes import Process, ages, all_pids, ancestors, holders, is_running, waiting
 from tests.namespace import flocked, wait_until_queued
 
 
@@ -172,3 +172,86 @@ def test_other_locks_on_the_file_do_not_count(tmp_path: Path) -> None:
 def test_a_name_is_shown_escaped() -> None:
     assert str(Process(7, "a\n\x1b\udcff")) == r"process 7 (a\n\x1b\udcff)"
     assert str(Process(7, None)) == "process 7"
+
+
+# Ages and ancestors.
+
+
+def since_boot() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def test_a_process_is_as_old_as_it_is() -> None:
+    began = since_boot()
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        made, own = since_boot(), os.getpid()
+        known = ages({process.pid, own, 2**22}, made + 7)
+        assert known.keys() == {process.pid, own}
+        # Stamps are in hundredths of a second.
+        assert 6.98 <= known[process.pid] <= made - began + 7.02
+        assert known[own] > known[process.pid]
+        assert ages({process.pid}, began - 1)[process.pid] < -0.9, "it started later"
+    assert ages([], since_boot()) == {}
+
+
+def test_a_process_that_has_ended_has_no_age() -> None:
+    with zombie() as pid:
+        assert ages({pid}, since_boot()) == {}
+
+
+def test_a_name_may_hold_anything() -> None:
+    code = "import sys; open('/proc/self/comm', 'w').write(') Z 1 (x'); print(flush=True); sys.stdin.read()"
+    pipe, before = subprocess.PIPE, since_boot()
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe) as process:
+        assert process.stdout
+        process.stdout.readline()
+        now = since_boot()
+        assert 0 <= ages({process.pid}, now)[process.pid] <= now - before + 0.02
+        process.communicate()
+
+
+def test_of_several_that_have_a_pid_the_oldest_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PID of a container may be that of another process here."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        own = os.getpid()
+        for order in ([own, process.pid], [process.pid, own]):
+            namesakes = {77: order, 78: [process.pid]}
+            monkeypatch.setattr(processes, "_namesakes", lambda found=namesakes: found)
+            known = ages({77, 78}, since_boot())
+            assert known[77] > known[78]
+
+
+def test_an_age_that_cannot_be_told_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = os.getpid()
+    monkeypatch.setattr(processes, "_namesakes", lambda: None)
+    assert ages({own}, since_boot()) == {}
+    # One of two that have it ended meanwhile, so which is the older one is not known.
+    monkeypatch.setattr(processes, "_namesakes", lambda: {own: [own, 2**22 + 1]})
+    assert ages({own}, since_boot()) == {}
+
+
+def test_ancestors_are_this_process_and_those_that_it_descends_from() -> None:
+    code = "from netsweep.host.processes import ancestors; print(*ancestors())"
+    script = 'echo $$; "$@"; exit $?'
+    done = subprocess.run(["sh", "-c", script, "sh", sys.executable, "-c", code], capture_output=True, text=True)
+    shell, found = done.stdout.splitlines()
+    assert {int(shell), *ancestors()} < set(map(int, found.split()))
+    assert {os.getpid(), os.getppid()} - {1} <= ancestors()
+
+
+def test_the_first_process_is_nobody_s_own() -> None:
+    """A container's tests may all descend from it."""
+    assert 1 not in ancestors()
+
+
+def test_no_child_is_an_ancestor() -> None:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        assert process.pid not in ancestors()
+
+
+def test_where_proc_cannot_be_read_only_this_process_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(path: str) -> bytes:
+        raise PermissionError(path)
+
+    monkeypatch.setattr(processes, "_read", unreadable)
+    assert ancestors() == {os.getpid()}

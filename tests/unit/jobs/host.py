@@ -137,6 +137,10 @@ class Host:
         assert {firewall.closed for firewall in self.firewalls.values()} <= {1}
         return raised.value, report
 
+    def changes(self) -> list[str]:
+        """What was changed, in order."""
+        return [event for event in self.events if event.startswith(("delete", "commit", "remove"))]
+
     def lock_is_free(self) -> bool:
         if not self.lock_file.exists():
             return True
@@ -149,7 +153,7 @@ class Host:
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let the jobs see this host, and no other."""
-        host, held, read = self, locks.held, leases.read
+        host, held, read, remove = self, locks.held, leases.read, leases.remove
 
         class Known:
             def __enter__(self) -> Known:
@@ -177,12 +181,18 @@ class Host:
             host.events.append("leases")
             return read(*arguments)
 
+        def noted_remove(*arguments: Any) -> int:
+            assert not host.lock_is_free()
+            host.events.append("remove leases")
+            return remove(*arguments)
+
         for module in (look, restore):
             monkeypatch.setattr(module, "require_net_admin", lambda: None)
             monkeypatch.setattr(module, "open_backend", self.open_backend)
         monkeypatch.setattr(interfaces, "Interfaces", Known)
         monkeypatch.setattr(locks, "held", noted)
         monkeypatch.setattr(leases, "read", noted_read)
+        monkeypatch.setattr(leases, "remove", noted_remove)
 
 
 def gone(findings: Sequence[Finding]) -> list[tuple[str, str, int]]:

@@ -14,7 +14,7 @@ from netsweep.errors import NetsweepError, NotPermittedError
 from netsweep.firewall.memory import MemoryBackend
 from netsweep.jobs import journal
 from netsweep.jobs.journal import Journal
-from netsweep.model import Chain, Rule, Undo
+from netsweep.model import Address, Bridge, Chain, Rule, Undo
 from tests.unit.jobs.host import FORWARD, POSTROUTING, spec
 
 
@@ -40,8 +40,8 @@ def write(path: Path, *batches: list[str], confirmed: bool = True) -> list[Rule]
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     rules = write(path, ["hm1", "hm2"], ["hm3"])
-    entries, namespace = journal.read(str(path))
-    assert namespace == journal.namespace()
+    entries, bridges, namespace = journal.read(str(path))
+    assert (namespace, bridges) == (journal.namespace(), [])
     assert [len(entry) for entry in entries] == [2, 1]
     saved = [each for entry in entries for each in entry]
     assert [(each.chain, each.undo, each.handle) for each in saved] == [(r.chain, r.undo, r.handle) for r in rules]
@@ -170,17 +170,67 @@ def test_a_journal_that_others_can_write_to_is_not_permitted(tmp_path: Path, mod
 def test_a_journal_is_never_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     path.write_text("somebody's")
-    with pytest.raises(NetsweepError, match="exists already: nothing was deleted"):
-        Journal(str(path))
+    (rule,) = write(tmp_path / "other", ["hm1"])
+    backend = MemoryBackend([FORWARD])
+    with backend.transaction([FORWARD], [], orders=True) as transaction:
+        ways: list[Callable[[Journal], None]] = [
+            lambda made: made.check([rule]),
+            lambda made: made.check([]),
+            lambda made: made.record([rule], transaction),
+            lambda made: made.note(Bridge("hm1", 7)),
+        ]
+        for writes in ways:
+            with Journal(str(path)) as made, pytest.raises(NetsweepError, match="exists already: nothing was deleted"):
+                writes(made)
     assert path.read_text() == "somebody's"
+
+
+def test_a_journal_is_created_when_something_is_to_go(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    with Journal(str(path)) as made:
+        assert not path.exists()
+        made.check([])
+        assert path.read_bytes().count(b"\n") == 1
+        assert path.stat().st_mode & 0o7777 == 0o600
+
+
+def test_bridges_are_written_down_for_the_record(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    addresses = (Address("10.200.1.1/24", 3.5), Address("fd00::1/64", None))
+    with Journal(str(path)) as made:
+        made.note(Bridge("hm1", 7, addresses=addresses, mtu=1400, mac="02:00:00:00:00:01"))
+        made.note(Bridge("hm2", 8))
+    _, first, _ = map(json.loads, path.read_text().splitlines())
+    del first["digest"]
+    assert first == {
+        "bridge": "hm1",
+        "addresses": ["10.200.1.1/24", "fd00::1/64"],
+        "mtu": 1400,
+        "mac": "02:00:00:00:00:01",
+    }
+    assert journal.read(str(path)) == ([], ["hm1", "hm2"], journal.namespace())
+
+
+def test_bridges_stand_beside_rules_and_count_as_none(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    with Journal(str(path)) as made:
+        made.note(Bridge("hm1", 7))
+    noted = path.read_bytes().splitlines(keepends=True)[1]
+    write(tmp_path / "rules", ["hm1"], ["hm2"])
+    header, *entries = (tmp_path / "rules").read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([header, noted, *entries, noted]))
+    found, bridges, _ = journal.read(str(path))
+    assert ([len(entry) for entry in found], bridges) == ([1, 1], ["hm1", "hm1"])
 
 
 def test_a_journal_without_entries_is_removed_and_no_other_file_is(tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    with Journal(str(path)):
-        pass
+    with Journal(str(path)) as made:
+        made.check([])
+        assert path.exists()
     assert not path.exists()
-    with Journal(str(path)):
+    with Journal(str(path)) as made:
+        made.check([])
         path.rename(tmp_path / "moved")
         path.write_text("somebody else's")
     assert path.read_text() == "somebody else's"
@@ -257,7 +307,9 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
         raise AssertionError("this kernel has no /dev/full")
     path = tmp_path / "journal"
     with Journal(str(path)) as made:
+        made.check([])
         full = os.open("/dev/full", os.O_WRONLY)
+        assert made._file is not None
         os.dup2(full, made._file)
         os.close(full)
         with pytest.raises(NetsweepError, match=f"cannot write journal '{path}': No space left on device"):

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from netsweep.model import Chain, Family, Finding, Interface, Rule, Spec, Table, Verdict
+from typing import Any
+
+from netsweep.model import (
+    Address,
+    Bridge,
+    BridgeFinding,
+    Chain,
+    Family,
+    Finding,
+    Interface,
+    Lease,
+    Rule,
+    Spec,
+    Table,
+    Verdict,
+)
 from netsweep.report import BackendReport, LeaseFile, LockTimes, Report
 
 CHAINS = ["filter/FORWARD", "nat/POSTROUTING"]
@@ -68,3 +83,27 @@ def leaked(bridges: int) -> list[Finding]:
         for number in range(bridges)
         for nth, (table, chain) in enumerate([("filter", "FORWARD")] * 2 + [("nat", "POSTROUTING")])
     ]
+
+
+def bridge(
+    name: str = "hmdead",
+    *,
+    verdict: Verdict = Verdict.LEAKED,
+    reason: str = "not leased, and 2 hours old",
+    subnet: str | None = "10.200.1.1/24",
+    deleted: bool = False,
+    lease: Lease | None = None,
+    **fields: Any,
+) -> BridgeFinding:
+    """A finding on a bridge that is two hours old."""
+    addresses = (Address(subnet, 7200.25),) if subnet else ()
+    return BridgeFinding(Bridge(name, 7, addresses=addresses, **fields), verdict, reason, lease, deleted)
+
+
+def torn_down(bridges: int = 1, rules: int = 3, leases: int = 1) -> Report:
+    """The report of a ``teardown``."""
+    report = swept([finding("hm1", position + 1) for position in range(rules)])
+    report.command = "teardown"
+    report.bridges = [bridge(f"hm{number:x}", reason="it was torn down", deleted=True) for number in range(bridges)]
+    report.leases_removed = leases
+    return report

@@ -26,6 +26,8 @@ def found(**changed: Any) -> dict[str, Any]:
             "lease_file": "/tmp/leases",
             "lock_timeout": 30.0,
             "wait": 5.0,
+            "bridges": False,
+            "min_age": 3600.0,
         },
         "backends": [{"name": "legacy", **backend}, {"name": "nft", **backend}],
         "iptables": {"path": "/usr/sbin/iptables", "version": "1.8.9", "flavour": "nf_tables", "swept": True},
@@ -33,7 +35,9 @@ def found(**changed: Any) -> dict[str, Any]:
         "locks": {"subnet": {"path": "/tmp/lock", **FREE}, "xtables": {"path": "/run/xtables.lock", **FREE}},
         "leases": {"path": "/tmp/leases", "exists": True, "leases": 1, "running": 1},
         "versions": {"netsweep": "1", "python": "3", "kernel": "6", "click": None},
+        "subnets": None,
         "orphans": 0,
+        "bridges": None,
         "elsewhere": 0,
         "notes": [],
         "waits_for": [],
@@ -60,7 +64,8 @@ def test_a_host_with_nothing_on_it() -> None:
     assert shown["lease file"] == "/tmp/leases: 1 lease, 1 of running processes"
     assert shown["settings"] == (
         "profile hypeman; names wgcorp, vif*; prefixes hm; protected none; chains filter/FORWARD, nat/POSTROUTING; "
-        "family all; include negated no; settle 0 s; backend auto; lock timeout 30 s; wait 5 s"
+        "family all; include negated no; settle 0 s; backend auto; lock timeout 30 s; wait 5 s; bridges no; "
+        "min age 3600 s"
     )
     assert shown["libraries"] == "click missing"
     assert shown["verdict"] == "A sweep could run here. It would find nothing to delete."
@@ -178,3 +183,26 @@ def test_text_of_the_host_is_escaped() -> None:
     )
     assert all(line.isascii() and (line == "" or line.isprintable()) and "##[" not in line for line in shown)
     assert sum(r"\x1b" in line for line in shown) == 7
+
+
+def test_the_subnets_of_tests_are_counted_where_a_profile_has_some() -> None:
+    assert "subnets" not in lines()
+    counted = {"range": "10.200.0.0-10.249.255.255", "total": 12_800, "in_use": 11, "leaked": 1234, "free": 11_555}
+    assert lines(subnets=counted)["subnets"] == (
+        "10.200.0.0-10.249.255.255: 11 in use, 1,234 leaked, 11,555 free of 12,800 (/24)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("orphans", "bridges", "would"),
+    [
+        (0, 0, "It would find nothing to delete."),
+        (0, None, "It would find nothing to delete."),
+        (0, 1, "It would delete 1 bridge."),
+        (2, 1, "It would delete 1 bridge and 2 rules."),
+        (1, 20, "It would delete 20 bridges and 1 rule."),
+        (2, None, "It would delete 2 rules."),
+    ],
+)
+def test_the_verdict_counts_bridges_where_they_were_asked_for(orphans: int, bridges: int | None, would: str) -> None:
+    assert would in lines(orphans=orphans, bridges=bridges)["verdict"]

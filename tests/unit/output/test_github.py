@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netsweep.errors import NetsweepError
+from netsweep.model import Verdict
 from netsweep.output.escape import escape
 from netsweep.output.github import github_lines, write_step_summary
 from netsweep.output.text import summary
 from netsweep.report import LeaseFile, Report
-from tests.unit.output.reports import finding, leaked, listed, negated, swept
+from tests.unit.output.reports import bridge, finding, leaked, listed, negated, swept, torn_down
 from tests.unit.output.test_escape import host_text
 
 
@@ -188,3 +189,26 @@ def test_errors_and_warnings_are_plain_words_to_markdown_and_html(
     assert set(line) <= PLAIN
     assert not set("&#") & set(entity.sub("", line)), "no other character reference, no heading"
     assert html.unescape(line) == f"- {'warning: ' if kind == 'warnings' else ''}{escape(text)}"
+
+
+@pytest.mark.parametrize(("deleted", "level"), [(False, "warning"), (True, "notice")])
+def test_leaked_bridges_are_as_loud_as_orphans(deleted: bool, level: str) -> None:
+    report = swept([]) if deleted else listed([])
+    report.bridges = [bridge(deleted=deleted)]
+    assert list(github_lines(report))[-1].startswith(f"::{level} title=netsweep::")
+
+
+def test_bridges_that_stay_are_no_warning() -> None:
+    report = listed([])
+    report.bridges = [bridge(verdict=Verdict.LIVE, reason="has port ::error::x\n::error::y")]
+    lines = list(github_lines(report, verbose=True))
+    assert Runner(lines).commands == ["group", "endgroup", "notice"]
+
+
+def test_a_teardown_is_told_in_a_log_and_in_the_summary(tmp_path: Path) -> None:
+    lines = list(github_lines(torn_down()))
+    assert Runner(lines).commands == ["group", "endgroup", "notice"]
+    assert lines[1] == "bridge hm0 10.200.1.0/24"
+    assert lines[-1] == "::notice title=netsweep::Deleted 1 bridge, 1 lease and 3 rules in 2.54 s."
+    write_step_summary(torn_down(), str(tmp_path / "summary"))
+    assert "Deleted 1 bridge, 1 lease and 3 rules in" in (tmp_path / "summary").read_text()

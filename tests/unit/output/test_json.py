@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from netsweep import __version__
-from netsweep.model import Chain, Family, Finding, Interface, Rule, Spec, Table, Verdict
+from netsweep.model import Chain, Family, Finding, Interface, Lease, Rule, Spec, Table, Verdict
 from netsweep.output.json import write_json
 from netsweep.report import BackendReport, Report
-from tests.unit.output.reports import finding, listed, negated, swept
+from tests.unit.output.reports import bridge, finding, listed, negated, swept, torn_down
 
 
 def written(report: Report) -> str:
@@ -71,11 +71,14 @@ def test_json_has_every_key_of_the_contract_in_its_order() -> None:
         ],
         "negated": [],
         "kept": [],
+        "bridges": [],
+        "bridges_scanned": None,
+        "bridges_deleted": 0,
         "backends": [{"name": "legacy", "family": "ipv4", "scanned": 1203, "orphans": 1, "deleted": 1}],
         "chains": ["filter/FORWARD", "nat/POSTROUTING"],
         "overlooked": ["nft inet firewalld"],
         "elsewhere": 0,
-        "leases": {"path": "/tmp/leases", "exists": True, "leases": 3, "running": 1},
+        "leases": {"path": "/tmp/leases", "exists": True, "leases": 3, "running": 1, "stale": 0, "removed": 0},
         "locks": {
             "subnet": {"path": "/tmp/lock", "waited_ms": 0.123, "held_ms": 9.877, "longest_ms": 5.432},
             "xtables": None,
@@ -123,3 +126,50 @@ def test_json_gives_interfaces_as_iptables_writes_them() -> None:
     rule = Rule(Chain(Table("nft", Family.IPV4, "filter"), "FORWARD"), 1, 9, spec)
     shown = said(Report("list", kept=[Finding(rule, Verdict.WILDCARD, "hm+", "")]))["kept"][0]
     assert (shown["in"], shown["out"], shown["handle"]) == ("hm+", "!hm1", 9)
+
+
+def test_json_has_every_key_of_a_bridge_in_its_order() -> None:
+    report = listed([])
+    lease = Lease("10.200.1.0/24", "hmdead", 4711)
+    report.bridges = [bridge(lease=lease, deleted=True), bridge("hm1", subnet=None, ports=("tap1", "tap2"))]
+    report.bridges_scanned, report.stale_leases, report.leases_removed = 9, 3, 2
+    expected = {
+        "name": "hmdead",
+        "ifindex": 7,
+        "subnet": "10.200.1.0/24",
+        "age_seconds": 7200.25,
+        "lease": {"subnet": "10.200.1.0/24", "pid": 4711},
+        "ports": [],
+        "verdict": "leaked",
+        "reason": "not leased, and 2 hours old",
+        "deleted": True,
+    }
+    read = said(report)
+    first, second = read["bridges"]
+    assert first == expected
+    assert list(first) == list(expected)
+    assert (second["subnet"], second["age_seconds"], second["lease"]) == (None, None, None)
+    assert (second["ports"], second["deleted"]) == (["tap1", "tap2"], False)
+    assert (read["bridges_scanned"], read["bridges_deleted"], read["changed"]) == (9, 1, True)
+    assert (read["leases"]["stale"], read["leases"]["removed"]) == (3, 2)
+
+
+@pytest.mark.parametrize("number", [0, 1, 99, 100, 101, 250])
+def test_any_number_of_bridges_reads_back(number: int) -> None:
+    report = listed([])
+    report.bridges = [bridge(f"hm{n:x}", verdict=Verdict.LIVE, reason="\udcff\n") for n in range(number)]
+    text = written(report)
+    assert text.count("\n") == 1
+    assert text.isascii()
+    assert [each["name"] for each in json.loads(text)["bridges"]] == [f"hm{n:x}" for n in range(number)]
+
+
+def test_a_teardown_has_the_same_keys_as_a_sweep() -> None:
+    read = said(torn_down())
+    assert read.keys() == said(swept([])).keys()
+    assert (read["command"], read["deleted"], read["bridges_deleted"]) == ("teardown", 3, 1)
+
+
+def test_a_lease_alone_is_a_change() -> None:
+    assert said(torn_down(0, 0, 1))["changed"] is True
+    assert said(torn_down(0, 0, 0))["changed"] is False

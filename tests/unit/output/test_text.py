@@ -8,7 +8,7 @@ import pytest
 from netsweep.model import Chain, Family, Finding, Interface, Rule, Spec, Table, Verdict
 from netsweep.output.text import NAMES_MAX, ROWS_MAX, summary, text_lines
 from netsweep.report import BackendReport, LeaseFile, Report
-from tests.unit.output.reports import finding, leaked, listed, negated, swept
+from tests.unit.output.reports import bridge, finding, leaked, listed, negated, swept, torn_down
 
 
 def text(report: Report, *, verbose: bool = False) -> list[str]:
@@ -275,3 +275,110 @@ def test_times_have_as_many_digits_as_matter(ms: float, shown: str) -> None:
     report = listed([])
     report.duration_ms = ms
     assert re.search(rf"\({shown}\)", summary(report))
+
+
+# Bridges.
+
+
+def test_leaked_bridges_stand_first_each_with_the_reason() -> None:
+    report = listed([finding()])
+    report.bridges = [bridge(), bridge("hm2", subnet=None, reason="its lease names PID 4, which is gone")]
+    lines = text(report)
+    assert lines[:4] == [
+        "bridge hmdead 10.200.1.0/24 -- leaked: not leased, and 2 hours old",
+        "bridge hm2 -- leaked: its lease names PID 4, which is gone",
+        "",
+        "BRIDGE  BACKEND  TABLE/CHAIN     RULES",
+    ]
+    assert lines[-1].startswith("Found 2 leaked bridges and 1 orphaned rule of 1 bridge in")
+    assert "'netsweep sweep' with the same options deletes them" in lines[-1]
+
+
+def test_of_many_leaked_bridges_some_are_shown_and_with_verbose_all() -> None:
+    report = listed([])
+    report.bridges = [bridge(f"hm{number:x}") for number in range(ROWS_MAX + 1)]
+    lines = text(report)
+    assert len([line for line in lines if line.startswith("bridge ")]) == ROWS_MAX
+    assert lines[ROWS_MAX] == "... 1 more leaked bridge (-v lists all)"
+    assert len([line for line in text(report, verbose=True) if line.startswith("bridge ")]) == ROWS_MAX + 1
+    report.bridges.pop()
+    assert not [line for line in text(report) if line.startswith("...")]
+
+
+def test_bridges_that_stay_are_shown_before_rules_that_stay() -> None:
+    report = listed([])
+    report.kept = [finding("hm1", verdict=Verdict.LIVE, reason="hm1 exists")]
+    report.bridges = [bridge("hm1", verdict=Verdict.LIVE, reason="has port tap12")]
+    lines = text(report)
+    assert lines[:3] == [
+        "Kept, and why:",
+        "bridge hm1 10.200.1.0/24 -- live: has port tap12",
+        "legacy filter/FORWARD 1: -i hm1 -j ACCEPT -- live: hm1 exists",
+    ]
+
+
+def test_what_the_host_calls_a_bridge_is_escaped() -> None:
+    report = listed([])
+    report.bridges = [bridge("hm\x1b", reason="\x1b[31m is on top of it")]
+    assert text(report)[0] == r"bridge hm\x1b 10.200.1.0/24 -- leaked: \x1b[31m is on top of it"
+
+
+@pytest.mark.parametrize(
+    ("bridges", "leases", "rules", "found"),
+    [
+        (1, 0, 0, "Deleted 1 leaked bridge and 0 orphaned rules in"),
+        (0, 1, 0, "Deleted 1 stale lease and 0 orphaned rules in"),
+        (2, 3, 1, "Deleted 2 leaked bridges, 3 stale leases and 1 orphaned rule of 1 bridge in"),
+        (0, 0, 0, "Nothing to sweep: no leaked bridges, 4 looked at; no orphaned rules, 1,203 rules read in"),
+    ],
+)
+def test_a_sweep_says_how_many_bridges_and_leases_went(bridges: int, leases: int, rules: int, found: str) -> None:
+    report = swept([finding()] * rules)
+    report.bridges = [bridge(f"hm{number}", deleted=True) for number in range(bridges)]
+    report.leases_removed, report.bridges_scanned = leases, 4
+    assert summary(report).startswith(found)
+
+
+def test_a_bridge_that_was_found_and_stays_is_not_counted_as_deleted() -> None:
+    report = swept([])
+    report.bridges = [bridge("hm1", deleted=True), bridge("hm2"), bridge("hm3", verdict=Verdict.UNDECIDABLE)]
+    assert summary(report).startswith("Deleted 1 leaked bridge and")
+
+
+def test_bridges_that_were_not_asked_for_are_not_spoken_of() -> None:
+    assert "bridges" not in summary(listed([]))
+
+
+def test_a_list_counts_stale_leases() -> None:
+    report = listed([])
+    report.stale_leases = 2
+    assert summary(report).startswith("Found 2 stale leases and 0 orphaned rules in")
+
+
+def test_a_sweep_that_failed_says_what_went_and_what_is_left() -> None:
+    report = swept([finding(), finding(position=2)])
+    report.backends[0].deleted = 1
+    report.bridges = [bridge("hm1", deleted=True), bridge("hm2"), bridge("hm3")]
+    report.leases_removed = 1
+    report.errors = ["no"]
+    assert "; deleted 1 bridge, 1 lease and 1 rule, 3 left: run it again." in summary(report)
+
+
+@pytest.mark.parametrize(
+    ("bridges", "rules", "leases", "done"),
+    [
+        (1, 3, 1, "Deleted 1 bridge, 1 lease and 3 rules in 2.54 s."),
+        (2, 1, 0, "Deleted 2 bridges and 1 rule in 2.54 s."),
+        (0, 0, 1, "Deleted 1 lease in 2.54 s."),
+        (0, 0, 0, "Nothing was left in 2.54 s."),
+    ],
+)
+def test_a_teardown_says_what_went(bridges: int, rules: int, leases: int, done: str) -> None:
+    assert text(torn_down(bridges, rules, leases))[-1] == done
+
+
+def test_a_teardown_shows_bridges_without_a_verdict() -> None:
+    """That it was leaked is not so."""
+    lines = text(torn_down())
+    assert lines[:2] == ["bridge hm0 10.200.1.0/24", ""]
+    assert "leaked" not in "\n".join(lines)

@@ -323,6 +323,63 @@ def test_another_profile_has_other_names_and_forms() -> None:
     assert verdict(rule("br-3fa", "ha1"), other) == "orphan"
 
 
+# For some names only.
+
+
+@pytest.mark.parametrize(
+    ("subject", "expected"),
+    [
+        (rule("hmbee", "eth0"), "orphan"),
+        (rule("eth0", "hmbee", "any remark"), "orphan"),
+        (rule(None, None, "hypeman-input-hmbee"), "orphan"),
+        (rule(None, "eth0", "first", "hypeman-nat-hmbee"), "orphan"),
+        # One interface that is gone is enough, and it may be either.
+        (rule("hmbee", "hm2"), "orphan"),
+        (rule("hm2", "hmbee"), "orphan"),
+        (rule("hmbee", "hmdead"), "orphan"),
+        (rule("hmdead", "hmbee"), "orphan"),
+        # The names of others that live keep a rule.
+        (rule("hmbee", "eth0", "hypeman-fwd-out-hm1"), "live"),
+        (rule("hmbee", "eth0", "moved to hm5, ask me"), "leased"),
+        (rule(None, None, "hypeman-nat-hmbee", "see hm2"), "live"),
+        (rule("!hmbee", "eth0"), "negated"),
+        (rule("hmbee", "eth0", to="hm1"), "live"),
+        # What matches another network is that network's, whatever its comment says.
+        (rule("hm2", "eth0", "hypeman-fwd-in-hmbee"), None),
+        (rule("hmdead", "eth0", "hypeman-fwd-in-hmbee"), None),
+        (rule("hmdead", "eth0", "hmbee was here"), None),
+        (rule("hmdead", "eth0"), None),
+        (rule("hm1", "eth0"), None),
+        (rule(None, None, "hypeman-input-hmdead"), None),
+        (rule("!hmdead", "eth0"), None),
+        (rule("hmbeef", "eth0"), None),
+        (rule("ha1", "eth0"), None),
+        (rule("hm+", "eth0"), None),
+        (rule("hmvpn0", "eth0"), None),
+        (rule(None, None, "keep guests off hmbee"), None),
+        (rule(None, None, by_number=(3,)), None),
+        (rule("eth0"), None),
+    ],
+)
+def test_verdicts_for_some_names_only(subject: Rule, expected: str | None) -> None:
+    assert verdict(subject, Policy(OURS, only=["hmbee"])) == expected
+    assert verdict(subject, Policy(OURS, only=["hmbee", "hmface"])) == expected
+    assert verdict(subject, Policy(OURS, only=[])) is None
+
+
+def test_for_some_names_only_nobody_asks_about_rules_of_others() -> None:
+    policy = Policy(OURS, only={"hmbee"})
+    others = [rule("hm2", "eth0", "hypeman-fwd-in-hmbee"), rule("hmdead", "eth0", to=3)]
+    assert policy.asked(others) == (frozenset(), frozenset())
+    assert policy.owned([*others, rule("hmbee", "hm2")]) == 1
+    assert policy.asked([rule("hmbee", "hm2")])[0] == {"hmbee", "hm2"}
+
+
+def test_a_name_that_looks_like_a_glob_is_only_itself() -> None:
+    policy = Policy(Names([], [], [], ["vm*", "vm[[]1]"]), only=["vm*", "vm[1]"])
+    assert [verdict(rule(name), policy) for name in ("vm*", "vm[1]", "vm1", "vmx")] == ["orphan", "orphan", None, None]
+
+
 # Private and shared chains.
 
 NET = "10.200.1.0/24"

@@ -15,7 +15,7 @@ from netsweep import profiles
 from netsweep.errors import UsageError
 from netsweep.model import Chain, Family, Table
 from netsweep.policy.patterns import chain_pattern
-from netsweep.profiles.options import LOCK_TIMEOUT, WAIT, Options
+from netsweep.profiles.options import LOCK_TIMEOUT, WAIT, Options, subnets
 
 
 def test_what_is_not_given_is_as_the_profile_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,6 +40,8 @@ def test_what_is_not_given_is_as_the_profile_has_it(monkeypatch: pytest.MonkeyPa
             "lock_timeout": LOCK_TIMEOUT,
             "wait": WAIT,
             "max_deletes": None,
+            "bridges": False,
+            "min_age": 3600.0,
             "journal": None,
         }
 
@@ -50,6 +52,7 @@ def test_what_is_not_given_is_as_another_profile_has_it() -> None:
     assert (options.prefixes, options.globs, options.protected) == ((), profile.names, ())
     assert (options.chains, options.chains_given) == (profile.chains, False)
     assert (options.lock_file, options.lease_file, options.settle) == (None, None, profile.settle)
+    assert options.min_age is None, "no age proves anything"
 
 
 def test_what_is_given_replaces_what_the_profile_says_but_for_names() -> None:
@@ -106,6 +109,12 @@ def test_paths_are_below_tmpdir(monkeypatch: pytest.MonkeyPatch, value: str | No
         ({"settle": 3600}, "settle", 3600.0),
         ({"max_deletes": 0}, "max_deletes", 0),
         ({"max_deletes": 10**9}, "max_deletes", 10**9),
+        ({"bridges": True}, "bridges", True),
+        ({"min_age": 0}, "min_age", 0.0),
+        ({"min_age": 90.5}, "min_age", 90.5),
+        ({"min_age": "1h30m"}, "min_age", 5400.0),
+        ({"min_age": "20m", "profile": "docker"}, "min_age", 1200.0),
+        ({"min_age": math.inf}, "min_age", math.inf),
         ({"profile": "lxc"}, "profile", profiles.load("lxc")),
         ({"wait": 0}, "wait", 0.0),
         ({"lock_timeout": math.inf}, "lock_timeout", math.inf),
@@ -233,6 +242,15 @@ def test_they_are_frozen() -> None:
         ({"max_deletes": 1.5}, "--max-deletes has to be a number, 0 or more, not 1.5"),
         ({"max_deletes": True}, "--max-deletes has to be a number, 0 or more, not True"),
         ({"max_deletes": "7"}, "--max-deletes has to be a number, 0 or more, not '7'"),
+        ({"min_age": "1 h"}, "--min-age has to be a time as 90s, 20m, 1h30m or 2d, not '1 h'"),
+        ({"min_age": ""}, "--min-age has to be a time as 90s, 20m, 1h30m or 2d, not ''"),
+        ({"min_age": "-1s"}, "--min-age has to be a time as"),
+        ({"min_age": "nan"}, "--min-age has to be a time as"),
+        ({"min_age": "30m1h"}, "--min-age has to be a time as"),
+        ({"min_age": -1}, "--min-age has to be 0 seconds or more, not -1"),
+        ({"min_age": math.nan}, "--min-age has to be 0 seconds or more"),
+        ({"min_age": True}, "--min-age has to be 0 seconds or more, not True"),
+        ({"min_age": ["1h"]}, "--min-age has to be 0 seconds or more"),
         ({"profile": ""}, "--profile '' is not a path"),
         ({"profile": 3}, "--profile 3 is not a path"),
         ({"profile": "nosuch"}, "there is no profile 'nosuch': give hypeman, docker"),
@@ -272,3 +290,75 @@ class Odd:
 def test_a_path_of_bytes_is_wrong_usage(make: Callable[[], Options]) -> None:
     with pytest.raises(UsageError, match="is not a path"):
         make()
+
+
+# Options for every chain.
+
+
+def test_everywhere_is_every_chain_at_once_and_all_else_stays() -> None:
+    options = Options(name="vm*", chain="filter/INPUT", settle=2, protect="xx", wait=1, backend="nft", family="ipv6")
+    before = dict(vars(options))
+    widened = options.everywhere()
+    assert vars(options) == before
+    assert vars(widened) == {
+        **before,
+        "chains": ("*/*",),
+        "chains_given": False,
+        "patterns": (chain_pattern("*/*"),),
+        "settle": 0.0,
+    }
+    assert [chain for chain in FORWARDS if widened.selects(chain)] == FORWARDS[1:], "of the families that are given"
+    assert widened.selects(Chain(Table("nft", Family.INET, "mine"), "x"))
+
+
+def test_chains_that_a_profile_never_touches_stay_out_of_reach() -> None:
+    widened = Options(profile="docker").everywhere()
+    assert not widened.allows(Chain(IPV4, "DOCKER-USER"))
+    assert widened.allows(FORWARDS[0])
+
+
+# Subnets.
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "number"),
+    [
+        ("10.200.0.0-10.249.255.255", 0x0AC800, 12_800),
+        (" 10.200.0.0 - 10.200.0.255 ", 0x0AC800, 1),
+        ("10.200.0.0\N{EN DASH}10.200.1.255", 0x0AC800, 2),
+        ("10.200.7.0/24", 0x0AC807, 1),
+        ("10.200.0.0/16", 0x0AC800, 256),
+    ],
+)
+def test_subnets_are_counted_by_their_first_three_bytes(text: str, first: int, number: int) -> None:
+    assert subnets(text) == range(first, first + number)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "-",
+        "10.200.0.0",
+        "10.200.0.0-",
+        "10.200.0.1-10.200.0.255",
+        "10.200.0.0-10.200.0.254",
+        "10.200.1.0-10.200.0.255",
+        "10.200.0.0/25",
+        "10.200.0.7/24",
+        "10.200.0.0-10.200.1.255-10.200.2.255",
+        "fd00::/64",
+        "all",
+    ],
+)
+def test_what_is_no_range_of_subnets_is_wrong_usage(text: str) -> None:
+    with pytest.raises(UsageError, match=r"is not FIRST-LAST, as 10\.200\.0\.0-10\.249\.255\.255: .") as raised:
+        subnets(text)
+    assert str(raised.value).startswith(f"--subnets {text!a} ")
+
+
+def test_the_subnets_of_every_profile_can_be_read() -> None:
+    for name in profiles.available():
+        text = profiles.load(name).subnets
+        assert text is None or len(subnets(text)) > 0
+    assert profiles.load().subnets

@@ -38,6 +38,7 @@ def test_the_default_profile_is_that_of_the_test_harness() -> None:
     assert profile.lock_file == "$TMPDIR/hypeman-test-network.lock"
     assert profile.lease_file == "$TMPDIR/hypeman-test-network-leases.json"
     assert profile.settle == 0
+    assert (profile.min_age, profile.subnets) == (3600.0, "10.200.0.0-10.249.255.255")
 
 
 @pytest.mark.parametrize("role", ["fwd-out", "fwd-in", "nat", "gateway", "input", "output"])
@@ -60,8 +61,10 @@ def test_what_a_profile_says_is_what_stands_in_its_file(name: str) -> None:
     profile = profiles.load(name)
     for key in ("names", "prefixes", "protected", "comments", "checked_with", "cannot_sweep"):
         assert list(getattr(profile, key)) == written.pop(key, []), key
-    for key in ("about", "lock_file", "lease_file", "settle"):
+    for key in ("about", "lock_file", "lease_file", "settle", "subnets"):
         assert getattr(profile, key) == written.pop(key, None), key
+    age = written.pop("min_age", None)
+    assert profile.min_age == (profiles.duration(age) if age else None)
     forms = written.pop("forms", {})
     assert list(profile.chains) == written.pop("chains", list(dict.fromkeys([*written["private"], *forms])))
     assert list(map(str, profile.claims.private)) == [str(chain_pattern(text)) for text in written.pop("private")]
@@ -178,6 +181,7 @@ def test_a_profile_of_ones_own_needs_little(tmp_path: Path) -> None:
     profile = profiles.load(write(tmp_path / "mine.toml"))
     assert (profile.names, profile.chains, profile.settle) == (("br-*",), ("filter/JOBS",), 0)
     assert (profile.lock_file, profile.lease_file, profile.protected, profile.about) == (None, None, (), "")
+    assert (profile.min_age, profile.subnets) == (None, None)
 
 
 def test_a_profile_says_everything_once(tmp_path: Path) -> None:
@@ -272,6 +276,11 @@ def test_a_path_may_come_as_such_and_is_read_each_time(tmp_path: Path, monkeypat
         ({"settle": "-1"}, "settle has to be a number of seconds from 0 to 3600, not -1"),
         ({"settle": "nan"}, "settle has to be a number of seconds from 0 to 3600, not nan"),
         ({"settle": "inf"}, "settle has to be a number of seconds from 0 to 3600, not inf"),
+        ({"min_age": "3600"}, "min_age cannot be 3600: give a text"),
+        ({"min_age": '"an hour"'}, "'an hour' is not a time as 90s, 20m, 1h30m or 2d"),
+        ({"min_age": '"-1h"'}, "'-1h' is not a time as 90s"),
+        ({"min_age": '" "'}, "min_age cannot be ' ': give a text"),
+        ({"subnets": "[]"}, "subnets cannot be []: give a text"),
         ({"settle": "1979-05-27"}, "settle has to be a number of seconds from 0 to 3600"),
     ],
 )
@@ -330,3 +339,46 @@ def test_a_link_to_a_profile_is_followed(tmp_path: Path) -> None:
     write(tmp_path / "mine.toml")
     (tmp_path / "link").symlink_to("mine.toml")
     assert profiles.load(str(tmp_path / "link")).names == ("br-*",)
+
+
+# Times.
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90s", 90),
+        ("90", 90),
+        ("0", 0),
+        ("0.5", 0.5),
+        ("1.5s", 1.5),
+        ("20m", 1200),
+        ("1h", 3600),
+        ("1h30m", 5400),
+        ("1h30", 3630),
+        ("2d", 172_800),
+        ("1d2h3m4.5s", 93_784.5),
+        ("90m", 5400),
+        (" 1h\n", 3600),
+        ("007", 7),
+    ],
+)
+def test_a_time_is_read(text: str, seconds: float) -> None:
+    assert profiles.duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "h", "1x", "-1", "-1h", "+1", "1 h", "1h 30m", "30m1h", "1h1h", "1.5h", "1e3", "nan", "inf", "1H", "1,5"],
+)
+def test_what_is_no_time_is_told(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a time as 90s, 20m, 1h30m or 2d") as raised:
+        profiles.duration(text)
+    assert repr(text) in str(raised.value)
+
+
+def test_how_old_a_bridge_has_to_be_may_stand_in_a_profile_of_ones_own(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.toml", min_age='"1h30m"', subnets='"10.1.0.0-10.1.3.255"')
+    assert (profiles.load(path).min_age, profiles.load(path).subnets) == (5400.0, "10.1.0.0-10.1.3.255")
+    assert Options(profile=path).min_age == 5400.0
+    assert Options(profile=path, min_age=0).min_age == 0.0

@@ -1,0 +1,328 @@
+"""What a teardown makes of failures on its way: on a host in memory, where each can be had."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+
+from netsweep.errors import BusyError, ContentionError, NetsweepError, NotPermittedError, TableError
+from netsweep.host.links import Link, Route
+from netsweep.jobs import teardown as job
+from netsweep.jobs.teardown import teardown
+from netsweep.model import Address
+from netsweep.profiles.options import Options
+from netsweep.report import Report
+from tests.namespace import flocked
+from tests.unit.jobs.host import POSTROUTING, Firewall, Host, fail, on_call
+
+
+class Network:
+    """The links of a host; what is done to each by name is noted, after ``before`` was called."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.links: dict[str, Link] = {}
+        self.deleted: list[str] = []
+        self.before_delete: Callable[[str], None] = lambda name: None
+        self.before_find: Callable[[], None] = lambda: None
+        self.devices: set[int] = set()
+        self.gateways: list[Route] = []
+        self.deleted_routes: list[Route] = []
+
+    def make(self, *names: str, **fields: Any) -> None:
+        for name in names:
+            index = 100 + len(self.links) + len(self.deleted)
+            self.links[name] = Link(index, name, **{"kind": "bridge", **fields})
+            self.host.alive.add(name)
+
+    def __enter__(self) -> Network:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def find(self, *, ifindex: int = 0, name: str = "") -> Link | None:
+        self.before_find()
+        found = [each for each in self.links.values() if name in (each.name, *each.aliases) or each.ifindex == ifindex]
+        return found[0] if found else None
+
+    def addresses(self) -> dict[int, list[Address]]:
+        return {each.ifindex: [Address("10.200.1.1/24", 7200.0)] for each in self.links.values()}
+
+    def find_at_once(self, *, ifindex: int = 0, name: str = "") -> Link | None:
+        assert not self.host.lock_is_free()
+        return self.find(ifindex=ifindex, name=name)
+
+    def routes(self) -> list[Route]:
+        return self.gateways
+
+    def delete_route(self, route: Route) -> None:
+        assert not self.host.lock_is_free()
+        self.deleted_routes.append(route)
+
+    def all(self) -> list[Link]:
+        return list(self.links.values())
+
+    def ports(self, ifindex: int) -> list[str]:
+        return [each.name for each in self.links.values() if each.master == ifindex]
+
+    def elsewhere(self) -> tuple[dict[int, str], bool]:
+        return {}, True
+
+    def wait_until_quiet(self, ifindex: int) -> None:
+        pass
+
+    def delete(self, ifindex: int) -> bool:
+        assert not self.host.lock_is_free()
+        (name,) = [each.name for each in self.links.values() if each.ifindex == ifindex]
+        self.before_delete(name)
+        del self.links[name]
+        self.host.alive.discard(name)
+        self.deleted.append(name)
+        self.host.events.append(f"delete {name}")
+        return True
+
+
+@pytest.fixture
+def network(host: Host, monkeypatch: pytest.MonkeyPatch) -> Network:
+    made = Network(host)
+    monkeypatch.setattr(job, "Links", lambda: made)
+    monkeypatch.setattr(job, "find_at_once", made.find_at_once)
+    return made
+
+
+def lease(host: Host, *names: str, pid: int | None = None) -> None:
+    leases = {f"10.200.{n}.0/24": {"bridge_name": name, "pid": pid or os.getpid()} for n, name in enumerate(names)}
+    host.lease_file.write_text(json.dumps({"leases": leases}))
+
+
+def leased(host: Host) -> list[str]:
+    return [each["bridge_name"] for each in json.loads(host.lease_file.read_text())["leases"].values()]
+
+
+@pytest.fixture
+def firewall(host: Host, network: Network) -> Firewall:
+    """Of three networks that this process leases, with two rules each."""
+    network.make("hm1", "hm2", "hm3")
+    made = host.firewall("hm1", "hm2", "hm3")
+    made.leak("hm1", "hm2", "hm3", chain=POSTROUTING)
+    lease(host, "hm1", "hm2", "hm3")
+    return made
+
+
+def down(host: Host, *names: str, subnet: str | None = None, force: bool = False, **options: Any) -> Report:
+    return teardown(host.options(**options), names, subnet, force=force)
+
+
+def failed(
+    host: Host, error: type[NetsweepError], match: str, *names: str, **options: Any
+) -> tuple[NetsweepError, Report]:
+    with pytest.raises(error, match=match) as raised:
+        down(host, *names, **options)
+    assert type(raised.value) is error
+    assert raised.value.report
+    assert raised.value.report.errors == [str(raised.value)]
+    assert host.lock_is_free()
+    assert {each.closed for each in host.firewalls.values()} == {1}
+    return raised.value, raised.value.report
+
+
+def refuse(name: str, error: NetsweepError) -> Callable[[str], None]:
+    def refused(given: str) -> None:
+        if given == name:
+            raise error
+
+    return refused
+
+
+def test_everything_goes(host: Host, network: Network, firewall: Firewall) -> None:
+    report = down(host, "hm1", "hm3", "hm1")
+    assert network.deleted == ["hm1", "hm3"]
+    assert (firewall.bridges(), firewall.bridges(POSTROUTING), leased(host)) == (["hm2"], ["hm2"], ["hm2"])
+    assert (report.bridges_deleted, report.deleted, report.leases_removed) == (2, 4, 2)
+    assert report.bridges[0].bridge.subnet == "10.200.1.0/24"
+    assert host.lock_is_free()
+    assert firewall.closed == 1
+
+
+def test_a_bridge_that_cannot_be_deleted_stops_no_other(host: Host, network: Network, firewall: Firewall) -> None:
+    network.before_delete = refuse("hm2", NetsweepError("the kernel said no"))
+    _, report = failed(host, NetsweepError, "^the kernel said no$", "hm1", "hm2", "hm3")
+    assert network.deleted == ["hm1", "hm3"]
+    assert (report.bridges_deleted, report.deleted, report.leases_removed) == (2, 4, 2)
+    # What is left of it is whole.
+    assert (firewall.bridges(), leased(host)) == (["hm2"], ["hm2"])
+
+
+def test_the_status_is_that_of_all_failures_where_they_agree(host: Host, network: Network, firewall: Firewall) -> None:
+    network.before_delete = fail_with(NotPermittedError("not permitted"))
+    error, _ = failed(host, NotPermittedError, "^not permitted$", "hm1", "hm2")
+    assert error.exit_status == 77
+
+
+def test_failures_of_several_kinds_are_told_in_one_line(host: Host, network: Network, firewall: Firewall) -> None:
+    network.before_delete = refuse("hm1", NotPermittedError("not permitted"))
+    firewall.before_commit = fail(TableError("the table refuses"))
+    error, report = failed(host, NetsweepError, "^not permitted; the table refuses; ", "hm1", "hm2")
+    assert error.exit_status == 1
+    assert (report.bridges_deleted, report.deleted) == (1, 0)
+
+
+def fail_with(error: Exception) -> Callable[[str], None]:
+    def failing(_: str) -> None:
+        raise error
+
+    return failing
+
+
+def test_what_is_transient_is_tried_again(host: Host, network: Network, firewall: Firewall) -> None:
+    action = on_call(1, fail(ContentionError("links changed")))
+    network.before_delete = lambda _: action()
+    firewall.before_commit = on_call(1, fail(ContentionError("rules changed")))
+    firewall.before_read = on_call(1, fail(ContentionError("read again")))
+    assert down(host, "hm1").bridges_deleted == 1
+    assert firewall.bridges() == ["hm2", "hm3"]
+
+
+def test_what_does_not_end_is_given_up(host: Host, network: Network, firewall: Firewall) -> None:
+    network.before_delete = fail_with(ContentionError("links changed"))
+    error, report = failed(
+        host, BusyError, "^timed out after 0 s: links changed; .*; nothing was changed$", "hm1", wait=0
+    )
+    assert error.exit_status == 75
+    assert not report.changed
+    assert leased(host) == ["hm1", "hm2", "hm3"]
+
+
+def test_a_lock_that_is_held_changes_nothing(host: Host, network: Network, firewall: Firewall) -> None:
+    with flocked(host.lock_file), pytest.raises(BusyError, match=r"subnet lock.*; nothing was changed$") as raised:
+        down(host, "hm1", "hm2", lock_timeout=0)
+    assert str(raised.value).count("subnet lock") == 1
+    assert raised.value.report
+    assert raised.value.report.subnet_lock is None
+    assert (network.deleted, firewall.bridges(), leased(host)) == ([], ["hm1", "hm2", "hm3"], ["hm1", "hm2", "hm3"])
+
+
+def test_a_lock_that_is_taken_half_way_says_what_went(host: Host, network: Network, firewall: Firewall) -> None:
+    firewall.before_transaction = fail(BusyError("the lock is held"))
+    error, report = failed(host, NetsweepError, "^the lock is held.*; before that, it deleted 1 bridge", "hm1")
+    assert error.exit_status == 1
+    assert (report.bridges_deleted, report.deleted) == (1, 0)
+    assert firewall.bridges() == ["hm1", "hm2", "hm3"]
+
+
+def test_a_table_that_refuses_stops_no_other(host: Host, network: Network, firewall: Firewall) -> None:
+    firewall.before_commit = on_call(1, fail(TableError("filter refuses")))
+    _, report = failed(host, NetsweepError, r"^filter refuses; rule 1 of nft ipv4 filter/FORWARD is left: ", "hm1")
+    assert (firewall.bridges(), firewall.bridges(POSTROUTING)) == (["hm1", "hm2", "hm3"], ["hm2", "hm3"])
+    assert report.deleted == 1
+
+
+def test_the_lease_goes_last(host: Host, network: Network, firewall: Firewall) -> None:
+    """Nobody else gets the subnet while it is taken down."""
+    down(host, "hm1", "hm2")
+    assert host.changes() == ["delete hm1", "delete hm2", "commit nft", "commit nft", "remove leases"]
+
+
+def test_the_lease_goes_even_where_rules_are_left(host: Host, network: Network, firewall: Firewall) -> None:
+    firewall.before_commit = fail(TableError("the table refuses"))
+    error, report = failed(host, NetsweepError, r"^the table refuses; .*rule 1 of .* is left: ", "hm1")
+    assert error.exit_status == 1
+    assert (report.bridges_deleted, report.deleted, report.leases_removed) == (1, 0, 1)
+    assert leased(host) == ["hm2", "hm3"]
+
+
+def test_a_backend_that_fails_stops_no_other(host: Host, network: Network) -> None:
+    network.make("hm1")
+    lease(host, "hm1")
+    legacy, nft = (host.firewall("hm1", "hm2", name=name) for name in ("legacy", "nft"))
+    legacy.before_read = fail(NetsweepError("cannot read the tables"))
+    error, report = failed(host, NetsweepError, "^cannot read the tables$", "hm1")
+    assert error.exit_status == 1
+    assert (legacy.bridges(), nft.bridges(), leased(host)) == (["hm1", "hm2"], ["hm2"], [])
+    assert (report.bridges_deleted, report.deleted, report.leases_removed) == (1, 1, 1)
+
+
+def test_routes_are_deleted_where_the_bridge_cannot_be(host: Host, network: Network, firewall: Firewall) -> None:
+    """They go with a bridge that is deleted."""
+    own, other = network.links["hm1"].ifindex, network.links["hm2"].ifindex
+    within, beside = ip_network("10.200.1.128/25"), ip_network("192.0.2.0/24")
+    network.gateways = [Route(within, own, b"a"), Route(beside, own, b"b"), Route(within, other, b"c")]
+    network.before_delete = refuse("hm1", NetsweepError("the kernel said no"))
+    failed(host, NetsweepError, "^the kernel said no$", "hm1")
+    assert network.deleted_routes == network.gateways[:1]
+    network.before_delete = lambda _: None
+    network.deleted_routes.clear()
+    assert down(host, "hm1").bridges_deleted == 1
+    assert network.deleted_routes == []
+
+
+def test_rules_that_somebody_adds_meanwhile_are_told(host: Host, network: Network, firewall: Firewall) -> None:
+    firewall.before_transaction = on_call(1, lambda: firewall.leak("hm1", "hm1", "hm1"))
+    _, report = failed(host, NetsweepError, r"^rule 3 of nft ipv4 filter/FORWARD is left: .*; 2 more rules ", "hm1")
+    assert report.deleted == 2
+
+
+def test_a_bridge_that_is_made_again_meanwhile_is_told_and_keeps_its_lease(
+    host: Host, network: Network, firewall: Firewall
+) -> None:
+    host.before_asking = on_call(1, lambda: network.links.update(hm1=Link(500, "hm1", kind="bridge")))
+    failed(host, NetsweepError, "^hm1 was made again meanwhile$", "hm1")
+    assert leased(host) == ["hm1", "hm2", "hm3"]
+
+
+def test_a_bridge_that_is_made_again_before_the_lock_is_looked_at_again(
+    host: Host, network: Network, firewall: Firewall
+) -> None:
+    network.before_find = on_call(2, lambda: network.links.update(hm1=Link(500, "hm1", kind="bridge")))
+    assert down(host, "hm1").bridges[0].bridge.ifindex == 500
+
+
+def test_a_bridge_that_is_gone_before_the_lock_is_done(host: Host, network: Network, firewall: Firewall) -> None:
+    def vanish() -> None:
+        network.links.pop("hm1")
+        host.alive.discard("hm1")
+
+    network.before_find = on_call(2, vanish)
+    report = down(host, "hm1")
+    assert (report.bridges_deleted, report.deleted, report.leases_removed) == (0, 2, 1)
+
+
+def test_who_leases_it_while_it_is_torn_down_keeps_the_lease(host: Host, network: Network, firewall: Firewall) -> None:
+    """The process that runs as 1 got the name."""
+
+    def leases(name: str) -> None:
+        lease(host, "hm1", "hm2", pid=1)
+
+    network.before_delete = leases
+    _, report = failed(host, NetsweepError, r" is left: a running process \(PID 1\) holds a lease for hm1", "hm1")
+    assert leased(host) == ["hm1", "hm2"]
+    assert (report.bridges_deleted, report.deleted, report.leases_removed) == (1, 0, 0)
+    assert firewall.bridges() == ["hm1", "hm2", "hm3"]
+
+
+@pytest.mark.parametrize(("kind", "said"), [(None, "hardware"), ("veth", "veth")])
+def test_what_is_no_bridge_is_left_alone(
+    host: Host, network: Network, firewall: Firewall, kind: str | None, said: str
+) -> None:
+    network.make("hm2", kind=kind)
+    failed(host, NetsweepError, f"^hm2 was left alone: it is not a bridge, but {said}$", "hm2", "hm1")
+    assert (network.deleted, firewall.bridges()) == (["hm1"], ["hm2", "hm3"])
+
+
+def test_a_lease_may_be_for_anything(host: Host, network: Network, firewall: Firewall) -> None:
+    document = {"leases": {"the third": {"bridge_name": "hm1", "pid": os.getpid()}}}
+    host.lease_file.write_text(json.dumps(document))
+    assert down(host, "hm1", subnet="10.200.1.7/24").leases_removed == 1
+
+
+def test_a_profile_without_lock_and_leases_waits_for_none(host: Host, network: Network) -> None:
+    network.make("docker0")
+    with flocked(host.lock_file):
+        report = teardown(Options(profile="docker", lock_timeout=0), ["docker0"])
+    assert (report.bridges_deleted, report.subnet_lock, report.leases) == (1, None, None)
