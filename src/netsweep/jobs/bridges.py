@@ -144,10 +144,13 @@ class Bridges:
             ifindex = finding.bridge.ifindex
             now = next((each for each in look.findings if each.bridge.ifindex == ifindex), None)
             if now is None:
-                # Somebody else deleted it, and its name may have a new owner.
+                # Somebody else deleted it.
+                self.unwanted.update(lease for lease in look.stale if lease.bridge in finding.bridge.names)
                 return look, finding._replace(deleted=True)
             if now.verdict is not Verdict.LEAKED:
                 return look, now
+            if now.bridge.names != finding.bridge.names:
+                return look, now._replace(verdict=Verdict.UNDECIDABLE, reason=_CHANGED)
             self._links.wait_until_quiet(ifindex)
             try:
                 return look, self._delete_at_once(look, now, journal)
@@ -167,10 +170,11 @@ class Bridges:
             now = self._judge.leases_since(look.leases)
             of_bridge = look.leases_of(bridge)
             if _of(bridge, now) != of_bridge or _alive([bridge], now, look.dead, look.ages):
-                return changed
+                raise ContentionError("leases changed")
             link = find_at_once(ifindex=bridge.ifindex)
             if link is None:
-                # As above: who leased its name since may be younger than the bridge was.
+                # Somebody else deleted it. Who leased its name since may be younger than the bridge was.
+                self.unwanted.update(lease for lease in of_bridge if lease.pid in look.dead)
                 return finding._replace(deleted=True)
             if bridge_of(link) != bridge._replace(addresses=()) or link.master or links.ports(link.ifindex):
                 return changed
