@@ -119,10 +119,12 @@ def test_doctor_shows_the_settings_that_are_in_effect(ns: Namespace) -> None:
         "lease_file": str(ns.lease_file),
         "lock_timeout": 0,
         "wait": 1.5,
+        "bridges": False,
+        "min_age": 3600,
     }
     assert lines_of(ns, *options)["settings"] == (
         "profile hypeman; names none; prefixes vm, br-; protected kube; chains filter/INPUT; family all; "
-        "include negated no; settle 0 s; backend auto; lock timeout 0 s; wait 1.5 s"
+        "include negated no; settle 0 s; backend auto; lock timeout 0 s; wait 1.5 s; bridges no; min age 3600 s"
     )
 
 

@@ -36,7 +36,7 @@ from tests.unit.jobs.host import ended_process
 RULES = 15
 """How many rules a network has in each family."""
 
-KILLS = 15
+KILLS = 8
 
 
 def subnet_of(bridge: str) -> str:
