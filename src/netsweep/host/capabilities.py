@@ -7,6 +7,7 @@ from netsweep.errors import NetsweepError, NotPermittedError
 CAP_DAC_READ_SEARCH = 2
 CAP_NET_ADMIN = 12
 CAP_NET_RAW = 13
+CAP_SYS_PTRACE = 19
 """Bits of linux/capability.h."""
 
 _STATUS = "/proc/thread-self/status"

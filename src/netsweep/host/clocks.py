@@ -42,7 +42,7 @@ def address_clock() -> int | None:
     # times(2) returns the kernel's ticks since 300 s before they would not fit in 32 bits any more, converted by
     # their length in whole nanoseconds (INITIAL_JIFFIES, include/linux/jiffies.h; kernel/time/time.c).
     elapsed = round(os.times().elapsed * TICKS)
-    uptime = time.clock_gettime(time.CLOCK_MONOTONIC) * TICKS
+    uptime = (time.clock_gettime(time.CLOCK_MONOTONIC) - _shift()) * TICKS
     clocks = []
     for hz in _HZ:
         length = (10**9 + hz // 2) // hz
@@ -50,6 +50,16 @@ def address_clock() -> int | None:
         clocks.append(ticks * TICKS // hz)
     nearest = min(clocks, key=lambda clock: abs(clock - uptime))
     return nearest if abs(nearest - uptime) < _UPTIME_TOLERANCE else None
+
+
+def _shift() -> float:
+    """The seconds by which this time namespace shifts CLOCK_MONOTONIC (time_namespaces(7)); times(2) is not shifted."""
+    try:
+        with open("/proc/self/timens_offsets", encoding="ascii") as offsets:
+            found = {fields[0]: int(fields[1]) + int(fields[2]) / 1e9 for fields in map(str.split, offsets)}
+    except FileNotFoundError:  # a kernel without time namespaces
+        return 0.0
+    return found.get("monotonic", 0.0)
 
 
 def age_of(stamp: int, now: int) -> float:

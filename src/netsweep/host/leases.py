@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from netsweep.errors import ContentionError, NetsweepError
 from netsweep.host.files import read_regular, replace_regular
@@ -41,6 +43,35 @@ class Leases:
     def pids(self) -> set[int]:
         """The processes that leases name."""
         return {lease.pid for lease in self.all}
+
+    def without(self, unwanted: Callable[[Lease], bool]) -> Rewritten:
+        """What the file says without those leases that are ``unwanted``; takes as long as reading it."""
+        gone = {lease.subnet for lease in self.all if unwanted(lease)}
+        return Rewritten(self, len(gone), _rewritten(self.content or b"", gone) if gone else b"")
+
+
+class Rewritten(NamedTuple):
+    """A lease file that is about to change: what it said, how many leases are ``removed``, and what it is to say."""
+
+    known: Leases
+    removed: int
+    content: bytes
+
+    def replace(self) -> None:
+        """Replace the file by rename, under the subnet lock; owner, mode and all that is not understood in it stay.
+
+        Raises :class:`~netsweep.errors.ContentionError` where it does not say what is ``known`` any more, and
+        :class:`~netsweep.errors.NetsweepError` where it cannot be replaced.
+        """
+        replace_regular(self.known.path, self.known.content or b"", self.content, what="lease file")
+
+
+def _rewritten(content: bytes, gone: Collection[str]) -> bytes:
+    """A lease file's content without the leases for the subnets that are ``gone``; numbers stay as they are written."""
+    mark = os.urandom(8).hex()
+    document: dict[str, Any] = json.loads(content, parse_int=f"{mark}{{}}".format, parse_float=f"{mark}{{}}".format)
+    document["leases"] = {subnet: lease for subnet, lease in document["leases"].items() if subnet not in gone}
+    return re.sub(f'"{mark}([^"]*)"', r"\1", json.dumps(document)).encode("ascii") + b"\n"
 
 
 class _NotUnderstoodError(ValueError):
@@ -77,21 +108,6 @@ def of(path: str, content: bytes, leases: Iterable[Lease]) -> Leases:
     for lease in leases:
         by_name.setdefault(lease.bridge, []).append(lease)
     return Leases(path, content, {name: tuple(of_name) for name, of_name in by_name.items()})
-
-
-def remove(path: str, unwanted: Callable[[Lease], bool]) -> int:
-    """Take those leases that are ``unwanted`` out of the file at ``path``, and return how many these were.
-
-    To be called under the subnet lock. The file is replaced by rename; owner, mode and all that is not understood in
-    it stay. Raises as :func:`read`, and where it cannot be replaced.
-    """
-    found = read(path)
-    gone = {lease.subnet for lease in found.all if unwanted(lease)}
-    if gone:
-        document: dict[str, Any] = json.loads(found.content or b"")
-        document["leases"] = {subnet: lease for subnet, lease in document["leases"].items() if subnet not in gone}
-        replace_regular(path, found.content or b"", json.dumps(document).encode("ascii") + b"\n", what="lease file")
-    return len(gone)
 
 
 def dead(pids: Collection[int]) -> set[int]:
@@ -147,7 +163,7 @@ def _parse(content: bytes) -> list[Lease]:
     if not content.strip():
         return []
     try:
-        document = json.loads(content, object_pairs_hook=_no_name_twice)
+        document = json.loads(content, object_pairs_hook=_no_name_twice, parse_constant=_no_constant)
     except _NotUnderstoodError:
         raise
     except (ValueError, RecursionError) as error:
@@ -173,6 +189,10 @@ def _parse_lease(subnet: str, lease: object) -> Lease:
     if not isinstance(pid, int) or isinstance(pid, bool) or not 0 < pid <= PID_MAX:
         raise _NotUnderstoodError(f"{where} has no valid pid")
     return Lease(subnet, bridge, pid, json.dumps(lease))
+
+
+def _no_constant(text: str) -> None:
+    raise _NotUnderstoodError(f"{text} is not JSON")
 
 
 def _no_name_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -13,7 +13,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from netsweep.errors import ContentionError, NetsweepError
@@ -154,22 +154,22 @@ class Links:
         # Kernels before 4.6 do not filter, and send all.
         return [link.name for message in self._dump_links(wanted) if (link := _link(*message)).master == ifindex]
 
-    def elsewhere(self) -> tuple[Mapping[int, str], bool]:
-        """Links of other network namespaces that are on top of links here, by the index of the lower one.
+    def elsewhere(self) -> tuple[list[Link], bool]:
+        """Links of other network namespaces that were made in this one, or on top of a link here.
 
         Also says whether these are all: a namespace that cannot be entered may hold more. Those that have a number
         here, as one that a link was moved to has, need not be entered.
         """
-        found: dict[int, str] = {}
-        complete = True
+        found = list[Link]()
+        paths, complete = other_namespaces()
         with open(OWN, "rb") as own:
             for nsid in self._nsids():
                 links = self._links_of(nsid)
-                # The kernel gives this namespace a number when it tells of a link that is on top of one here.
+                # The kernel gives this namespace a number when it tells of a link that belongs to one here.
                 number = self._nsid(own.fileno()) if links else None
                 if nsid != number:
-                    found.update((link.lower, link.name) for link in links if link.lower_nsid == number)
-            for path in other_namespaces():
+                    found += [link for link in links if link.lower_nsid == number]
+            for path in paths:
                 try:
                     with open(path, "rb") as namespace:
                         if self._nsid(namespace.fileno()) is not None:
@@ -183,7 +183,7 @@ class Links:
                 with Links(opened) as others:
                     links = [link for link in others.all() if link.lower_nsid is not None]
                     number = others._nsid(own.fileno()) if links else None
-                    found.update((link.lower, link.name) for link in links if link.lower_nsid == number)
+                    found += [link for link in links if link.lower_nsid == number]
         return found, complete
 
     def addresses(self) -> dict[int, list[Address]]:
@@ -337,7 +337,8 @@ def _link(buffer: bytes, offset: int, end: int) -> Link:
     settings = {} if kind == "bridge" else dict(attributes(info.get(_IFLA_INFO_DATA, b"")))
     lower = _int(read.get(_IFLA_LINK)) or 0
     if kind == "vxlan":
-        lower = lower or _int(settings.get(_IFLA_VXLAN_LINK)) or 0
+        # Its IFLA_LINK is its own index.
+        lower = _int(settings.get(_IFLA_VXLAN_LINK)) or 0
     aliases = [_text(data) for each, data in attributes(read.get(_IFLA_PROP_LIST, b"")) if each == _IFLA_ALT_IFNAME]
     others = []
     if _int(read.get(_IFLA_PROMISCUITY)) or _int(read.get(_IFLA_ALLMULTI)):

@@ -9,8 +9,9 @@ import re
 import socket
 import threading
 
+from netsweep.host.capabilities import CAP_SYS_PTRACE, effective_capabilities
 from netsweep.host.netlink import open_socket
-from netsweep.host.processes import listed_pids
+from netsweep.host.processes import listed_pids, sees_all
 
 _CLONE_NEWNET = 0x40000000
 """linux/sched.h."""
@@ -23,13 +24,16 @@ _ESCAPED = re.compile(r"\\([0-7]{3})")
 """How /proc/PID/mountinfo writes blanks and backslashes."""
 
 
-def other_namespaces() -> list[str]:
-    """Paths of the other network namespaces: those that processes are in, and those that are mounted by name.
+def other_namespaces() -> tuple[list[str], bool]:
+    """Paths of the other network namespaces: those that threads are in, and those that are mounted by name here.
 
-    Processes that are not shown here, or that this one may not look into, are left out. Raises
-    :class:`~netsweep.errors.NetsweepError` where /proc cannot be read.
+    Also says whether this process may see all that threads are in. Raises :class:`~netsweep.errors.NetsweepError`
+    where /proc cannot be read.
     """
-    paths = [f"/proc/{pid}/ns/net" for pid in sorted(listed_pids())]
+    paths = list[str]()
+    for pid in sorted(listed_pids()):
+        with contextlib.suppress(OSError):  # a process that ended
+            paths += [f"/proc/{pid}/task/{thread}/ns/net" for thread in os.listdir(f"/proc/{pid}/task")]
     mounted = "/proc/thread-self/mountinfo"
     with contextlib.suppress(OSError), open(mounted, encoding="utf-8", errors="surrogateescape") as mounts:
         # The fourth field is the root of the mount, the fifth where it is (proc(5), mountinfo).
@@ -37,9 +41,10 @@ def other_namespaces() -> list[str]:
         paths += [_ESCAPED.sub(lambda octal: chr(int(octal[1], 8)), path) for path in found]
     known: dict[int, str] = {os.stat(OWN).st_ino: OWN}
     for path in paths:
-        with contextlib.suppress(OSError):  # a process that ended, or may not be looked into
+        with contextlib.suppress(OSError):  # a thread that ended, or one of a process with more capabilities
             known.setdefault(os.stat(path).st_ino, path)
-    return [path for path in known.values() if path != OWN]
+    complete = sees_all() and bool(effective_capabilities() >> CAP_SYS_PTRACE & 1)
+    return [path for path in known.values() if path != OWN], complete
 
 
 def socket_in(path: str, protocol: int) -> socket.socket:

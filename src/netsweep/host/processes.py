@@ -73,13 +73,18 @@ def ages(pids: Collection[int], now: float) -> dict[int, float]:
     return known
 
 
+def sees_all() -> bool:
+    """Whether /proc shows every process of this host: this one is in the initial PID namespace, and nothing is hidden.
+
+    Mounted with hidepid, /proc leaves out other users' processes: the first one is root's. Raises :class:`OSError`.
+    """
+    return os.stat("/proc/self/ns/pid").st_ino == _INITIAL_PID_NAMESPACE and os.path.exists("/proc/1")
+
+
 def _namesakes() -> dict[int, list[int]] | None:
     """The running processes, by the PIDs that they have in all their PID namespaces; see :func:`all_pids`."""
     try:
-        if os.stat("/proc/self/ns/pid").st_ino != _INITIAL_PID_NAMESPACE:
-            return None
-        # Mounted with hidepid, /proc leaves out other users' processes: the first one is root's.
-        if not os.path.exists("/proc/1"):
+        if not sees_all():
             return None
         found: dict[int, list[int]] = {}
         for pid in listed_pids():
@@ -94,13 +99,17 @@ def _namesakes() -> dict[int, list[int]] | None:
 
 
 def ancestors() -> set[int]:
-    """The PIDs of this process and of those that it descends from, as they are here."""
+    """The PIDs of this process and of those that it descends from, where no process of a container has them too.
+
+    From within a PID namespace that cannot be known, and there are none.
+    """
     found, pid = set[int](), os.getpid()
     with contextlib.suppress(OSError, KeyError, ValueError):
-        while pid > 0 and pid not in found:
+        while pid > 1 and pid not in found:
             found.add(pid)
             pid = int(_status(pid)[b"PPid"])
-    return found - {1}
+    known = _namesakes() or {}
+    return {pid for pid in found if known.get(pid) == [pid]}
 
 
 def listed_pids() -> set[int]:

@@ -37,7 +37,7 @@ _FRESH = 1.0
 """Seconds that a look counts for what is not looked at again under the lock: sockets, addresses, other namespaces."""
 
 _CHANGED = "it changed while it was looked at"
-_UNSEEN = "a network namespace that cannot be looked into may use it: run as root"
+_UNSEEN = "a network namespace that cannot be looked into may use it: run as root, outside of containers"
 _GOES_FIRST = "its bridge is leaked, and goes first"
 
 
@@ -45,10 +45,10 @@ class BridgeLook(NamedTuple):
     """Every bridge that may concern us, with a verdict, and what these depend on.
 
     ``dead`` are processes of leases that are gone, ``ages`` are those of the others, in seconds. ``stale`` are the
-    leases whose process is gone and whose bridge does not exist. ``began`` is by :func:`time.monotonic`.
+    leases whose process is gone and whose bridge does not exist. ``ended`` is by :func:`time.monotonic`.
     """
 
-    began: float
+    ended: float
     findings: list[BridgeFinding]
     leases: Leases
     dead: Collection[int]
@@ -124,12 +124,20 @@ class Bridges:
         if not self.unwanted or path is None:
             return []
         try:
-            self._patience.retry(partial(self._remove, path))
+            self._report.leases_removed += self._patience.retry(partial(self._remove, path))
         except BusyError:
             raise
         except NetsweepError as error:
             return [str(error)]
         return []
+
+    def _remove(self, path: str) -> int:
+        without = leases.read(path).without(self.unwanted.__contains__)
+        if not without.removed:
+            return 0
+        with subnet_locked(self._options, self._report):
+            without.replace()
+        return without.removed
 
     def _look_again(self) -> BridgeLook:
         return self._patience.retry(partial(look_at_bridges, self._options, self._judge, self._links))
@@ -165,7 +173,7 @@ class Bridges:
         bridge, links = finding.bridge, self._links
         changed = finding._replace(verdict=Verdict.UNDECIDABLE, reason=_CHANGED)
         with subnet_locked(self._options, self._report):
-            if time.monotonic() > look.began + _FRESH:
+            if time.monotonic() > look.ended + _FRESH:
                 raise ContentionError("getting the subnet lock took long")
             now = self._judge.leases_since(look.leases)
             of_bridge = look.leases_of(bridge)
@@ -184,10 +192,6 @@ class Bridges:
         self.unwanted.update(of_bridge)
         return finding._replace(deleted=True)
 
-    def _remove(self, path: str) -> None:
-        with subnet_locked(self._options, self._report):
-            self._report.leases_removed += leases.remove(path, self.unwanted.__contains__)
-
 
 def look_at_bridges(options: Options, judge: Judge, links: Links) -> BridgeLook:
     """Look at the bridges of this network namespace and decide on them; takes no lock.
@@ -196,16 +200,21 @@ def look_at_bridges(options: Options, judge: Judge, links: Links) -> BridgeLook:
     :class:`~netsweep.errors.NetsweepError`.
     """
     policy = BridgePolicy(judge.policy.names, options.min_age)
-    began, clock = time.monotonic(), process_clock()
     # Leases last: a lease is written before its bridge is made.
     everything, addresses = links.all(), links.addresses()
-    bridges = _bridges([link for link in everything if policy.concerns((link.name, *link.aliases))], everything, links)
-    bridges = [bridge._replace(addresses=tuple(addresses.get(bridge.ifindex, ()))) for bridge in bridges]
-    if bridges:
+    # After the addresses got their ages: what is read later makes processes older, and so no bridge leaked.
+    clock = process_clock()
+    concerned = [link for link in everything if policy.concerns((link.name, *link.aliases))]
+    bridges = list[Bridge]()
+    if concerned:
+        elsewhere, complete = links.elsewhere()
+        bridges = _bridges(concerned, everything, elsewhere)
+        bridges = [bridge._replace(addresses=tuple(addresses.get(bridge.ifindex, ()))) for bridge in bridges]
         sockets = SocketsInUse()
         # As a tunnel has its local address.
-        settings = {value: link.name for link in everything for value in link.settings}
-        bridges = [each._replace(uses=(*each.uses, *_served(each, sockets, settings))) for each in bridges]
+        settings = {value: link.name for link in (*everything, *elsewhere) for value in link.settings}
+        unseen = () if complete else (_UNSEEN,)
+        bridges = [each._replace(uses=(*each.uses, *_served(each, sockets, settings), *unseen)) for each in bridges]
     found, dead = judge.leases()
     undecided = {lease.pid for bridge in bridges for lease in _of(bridge, found)}.difference(dead)
     known = ages(undecided, clock) if undecided and clock is not None else {}
@@ -214,7 +223,7 @@ def look_at_bridges(options: Options, judge: Judge, links: Links) -> BridgeLook:
     here = {name for link in everything for name in (link.name, *link.aliases)}
     names = judge.policy.names
     stale = [each for each in found.all if each.pid in dead and each.bridge not in here and names.owns(each.bridge)]
-    return BridgeLook(began, findings, found, dead, known, stale)
+    return BridgeLook(time.monotonic(), findings, found, dead, known, stale)
 
 
 def bridge_of(link: Link) -> Bridge:
@@ -222,10 +231,8 @@ def bridge_of(link: Link) -> Bridge:
     return Bridge(link.name, link.ifindex, link.kind, link.aliases, uses=link.others, mtu=link.mtu, mac=link.mac)
 
 
-def _bridges(concerned: Sequence[Link], everything: Sequence[Link], links: Links) -> list[Bridge]:
-    """Links as bridges, with their ports and what other links do with them."""
-    if not concerned:
-        return []
+def _bridges(concerned: Sequence[Link], everything: Sequence[Link], elsewhere: Sequence[Link]) -> list[Bridge]:
+    """Links as bridges, with their ports and what other links, here and ``elsewhere``, do with them."""
     ports, uses = defaultdict[int, list[str]](list), defaultdict[int, list[str]](list)
     names = {link.ifindex: link.name for link in everything}
     for link in everything:
@@ -234,13 +241,11 @@ def _bridges(concerned: Sequence[Link], everything: Sequence[Link], links: Links
             uses[link.lower].append(f"{link.name} is on top of it")
         if link.master:
             uses[link.ifindex].append(f"it is a port of {names.get(link.master, 'another link')}")
-    elsewhere, complete = links.elsewhere()
-    for ifindex, name in elsewhere.items():
-        uses[ifindex].append(f"{name} of another network namespace is on top of it")
-    unseen = () if complete else (_UNSEEN,)
+    for link in elsewhere:
+        uses[link.lower].append(f"{link.name} of another network namespace is on top of it")
     return [
         bridge_of(link)._replace(
-            ports=tuple(ports.get(link.ifindex, ())), uses=(*uses.get(link.ifindex, ()), *link.others, *unseen)
+            ports=tuple(ports.get(link.ifindex, ())), uses=(*uses.get(link.ifindex, ()), *link.others)
         )
         for link in concerned
     ]

@@ -138,10 +138,9 @@ def _bridges_deleted(
                 journal.check(orphans)
         failures = bridges.delete(look, journal)
         judge.ignored = bridges.unwanted.__contains__
-        try:
-            yield failures
-        finally:
-            failures += bridges.remove_leases()
+        yield failures
+        # Not where sweeping the rules failed: as long as they are left, nobody else is to lease the names.
+        failures += bridges.remove_leases()
 
 
 def _as_numbered_at_first(rules: list[Rule], report: Report) -> list[Rule]:

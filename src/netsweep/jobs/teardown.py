@@ -15,11 +15,12 @@ from netsweep.host.links import Link, Links, Network, Route, find_at_once
 from netsweep.host.processes import ancestors
 from netsweep.jobs.bridges import bridge_of
 from netsweep.jobs.locked import subnet_locked
-from netsweep.jobs.look import Judge, look_around, opened, reporting
+from netsweep.jobs.look import PARSE_MAX, Judge, look_around, opened, reporting
 from netsweep.jobs.patience import Patience
 from netsweep.jobs.sweep import delete_rules
 from netsweep.model import BridgeFinding, Lease, Table, Verdict
 from netsweep.output.text import count
+from netsweep.policy.names import Names
 from netsweep.profiles.options import Options
 from netsweep.report import Report
 
@@ -36,7 +37,8 @@ def teardown(options: Options, names: Sequence[str], subnet: str | None = None, 
     """
     report, failures = Report("teardown"), list[NetsweepError]()
     with reporting(report):
-        subnets = _checked(options, names, subnet)
+        policy = Judge(options).policy
+        subnets = _checked(policy.names, names, subnet)
         patience = Patience(options.wait, report)
         owners = _Owners(options, names, force=force)
 
@@ -49,11 +51,11 @@ def teardown(options: Options, names: Sequence[str], subnet: str | None = None, 
             return True
 
         everywhere = options.everywhere()
-        with Links() as links, opened(options, Judge(options).prefilter, writes=True) as backends:
+        with Links() as links, opened(options, policy.names.prefilter, writes=True) as backends:
             down = [
                 name
                 for name in dict.fromkeys(names)
-                if attempt(partial(_delete_bridge, options, links, name, subnets, owners, report))
+                if attempt(partial(_delete_bridge, options, links, policy.names, name, subnets, owners, report))
             ]
             for name, backend in backends.items():
                 with Judge(everywhere, owners.is_ours, only=down) as judge:
@@ -73,28 +75,37 @@ class _Owners:
     """
 
     def __init__(self, options: Options, names: Sequence[str], *, force: bool) -> None:
-        known = _leases(options)
-        self.dead = leases.dead(known.pids)
+        self._path = options.lease_file
+        self.known = self.read()
+        self.dead = leases.dead(self.known.pids)
         self.ours = ancestors()
         if force:
-            self.ours |= {lease.pid for name in names for lease in known.by_name.get(name, ())}
+            self.ours |= {lease.pid for name in names for lease in self.known.by_name.get(name, ())}
 
-    def others(self, found: Leases, name: str) -> str | None:
-        """The reason why a lease for ``name`` of another process counts, if one does."""
-        return leases.living(found, [name], self.dead, self.is_ours).get(name)
+    def read(self) -> Leases:
+        """The leases of now."""
+        self.known = leases.read(self._path) if self._path else Leases("")
+        return self.known
+
+    def read_again(self) -> Leases:
+        """The leases of now, under the subnet lock; raises :class:`ContentionError` where reading them takes long."""
+        return leases.read(self._path, self.known, PARSE_MAX) if self._path else self.known
+
+    def others(self, found: Leases, names: Sequence[str]) -> str | None:
+        """The reason why a lease for one of ``names`` counts that is of another process."""
+        return next(iter(leases.living(found, names, self.dead, self.is_ours).values()), None)
 
     def is_ours(self, lease: Lease) -> bool:
         """Whether a lease is of a process that is ours."""
         return lease.pid in self.ours
 
 
-def _checked(options: Options, names: Sequence[str], subnet: str | None) -> list[Network]:
-    policy = Judge(options).policy
+def _checked(owned: Names, names: Sequence[str], subnet: str | None) -> list[Network]:
     for name in names:
-        if policy.names.protects(name):
+        if owned.protects(name):
             raise UsageError(f"{name!a} is protected: change --protect if it is not")
-        if not policy.names.owns(name):
-            raise UsageError(f"{name!a} is not a name of ours{policy.names.shape}: see --prefix, --name and --profile")
+        if not owned.owns(name):
+            raise UsageError(f"{name!a} is not a name of ours{owned.shape}: see --prefix, --name and --profile")
     if subnet is None:
         return []
     if len(set(names)) > 1:
@@ -105,27 +116,30 @@ def _checked(options: Options, names: Sequence[str], subnet: str | None) -> list
         raise UsageError(f"--subnet {subnet!a} is not a subnet as 10.200.1.0/24: {error}") from error
 
 
-def _leases(options: Options) -> Leases:
-    return leases.read(options.lease_file) if options.lease_file else Leases("")
-
-
 def _delete_bridge(
-    options: Options, links: Links, name: str, subnets: Sequence[Network], owners: _Owners, report: Report
+    options: Options,
+    links: Links,
+    names: Names,
+    name: str,
+    subnets: Sequence[Network],
+    owners: _Owners,
+    report: Report,
 ) -> None:
     """Delete a bridge and its routes under the subnet lock, unless another running process leases it."""
-    link = _checked_bridge(links.find(name=name), name)
+    link = _checked_bridge(links.find(name=name), name, names)
+    found = owners.read()
     bridge, routes = None, list[Route]()
     if link:
         bridge = bridge_of(link)._replace(addresses=tuple(links.addresses().get(link.ifindex, ())))
         texts = [address.text for address in bridge.addresses]
-        texts += [lease.subnet for lease in _leases(options).by_name.get(name, ())]
+        texts += [lease.subnet for lease in found.by_name.get(name, ())]
         within = [*subnets, *_networks(texts)]
         routes = [each for each in links.routes() if each.ifindex == link.ifindex and _is_within(each.network, within)]
         links.wait_until_quiet(link.ifindex)
     with subnet_locked(options, report):
-        if other := owners.others(_leases(options), name):
+        now = _checked_bridge(find_at_once(name=name), name, names)
+        if other := owners.others(owners.read_again(), (name, *(now.aliases if now else ()))):
             raise NetsweepError(f"{name} was left alone: {other}; --force tears it down all the same")
-        now = _checked_bridge(find_at_once(name=name), name)
         if (link and link.ifindex) != (now and now.ifindex):
             raise ContentionError(f"{name} was made anew meanwhile")
         if link is None or bridge is None:
@@ -142,11 +156,14 @@ def _delete_bridge(
             report.bridges.append(BridgeFinding(bridge, Verdict.LEAKED, "it was torn down", deleted=True))
 
 
-def _checked_bridge(link: Link | None, name: str) -> Link | None:
+def _checked_bridge(link: Link | None, name: str, names: Names) -> Link | None:
     if link and link.name != name:
         raise NetsweepError(f"{name} was left alone: it is an alternative name of {link.name}")
     if link and link.kind != "bridge":
         raise NetsweepError(f"{name} was left alone: it is not a bridge, but {link.kind or 'hardware'}")
+    for alias in link.aliases if link else ():
+        if names.protects(alias) or not names.owns(alias):
+            raise NetsweepError(f"{name} was left alone: it is called {alias} too, which is not a name of ours")
     return link
 
 
@@ -180,19 +197,19 @@ def _delete_rules(
 
 
 def _remove_leases(options: Options, names: Sequence[str], owners: _Owners, report: Report) -> None:
-    """Remove the leases of networks that are gone.
+    """Remove the leases of networks that are gone, but those of processes that lease the names now.
 
     Raises :class:`NetsweepError` where one of ``names`` is there again, and nobody leased it.
     """
-    with subnet_locked(options, report):
-        found = _leases(options)
-        back = [name for name in names if not owners.others(found, name) and find_at_once(name=name)]
-        report.leases_removed += leases.remove(
-            found.path,
-            lambda lease: (
-                lease.bridge in names and lease.bridge not in back and lease.pid in {*owners.dead, *owners.ours}
-            ),
-        )
+    found = owners.read()
+    free = [name for name in names if not owners.others(found, [name])]
+    back = [name for name in free if find_at_once(name=name)]
+    ended = {*owners.dead, *owners.ours}
+    without = found.without(lambda lease: lease.bridge in free and lease.bridge not in back and lease.pid in ended)
+    if without.removed:
+        with subnet_locked(options, report):
+            without.replace()
+        report.leases_removed += without.removed
     if back:
         raise NetsweepError(f"{back[0]} was made again meanwhile")
 

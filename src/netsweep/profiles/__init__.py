@@ -39,7 +39,7 @@ _TOUCHES_NAME = re.compile(r"[^\W_]\{name\}|\{name\}[^\W_]|\}\{name\}|\{name\}\{
 _LISTS = ("names", "prefixes", "protected", "comments", "chains", "private", "never", "checked_with", "cannot_sweep")
 _TEXTS = ("about", "lock_file", "lease_file", "min_age", "subnets")
 
-_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", re.ASCII)
 _DURATION_UNITS = (86400, 3600, 60, 1)
 
 
