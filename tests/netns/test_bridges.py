@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -661,6 +662,40 @@ def test_a_macvlan_in_a_namespace_whose_path_has_a_space_keeps_the_bridge(ns: Na
         subprocess.run(["umount", str(path)], check=True)
 
 
+@pytest.mark.parametrize("how", ["dev hm1 remote 10.200.1.9", "local 10.200.1.1"])
+def test_a_vxlan_that_was_moved_to_another_namespace_keeps_the_bridge(ns: Namespace, how: str) -> None:
+    make_dead(ns, "hm1")
+    with new_namespace(ns.directory) as other:
+        ip(ns, f"link add vx0 type vxlan id 7 dstport 4789 {how}", f"link set vx0 netns {other.name}")
+        assert not deleted(report_of(ns.netsweep("sweep", *BRIDGES)))
+        assert "vx0" in links(other)
+
+
+ONE_THREAD_ELSEWHERE = """
+import ctypes, sys, threading
+there, done = threading.Event(), threading.Event()
+def elsewhere():
+    ctypes.CDLL(None).unshare(0x40000000)
+    print(threading.get_native_id(), flush=True)
+    done.wait()
+thread = threading.Thread(target=elsewhere)
+thread.start()
+sys.stdin.read()
+done.set()
+"""
+
+
+def test_a_macvlan_in_a_namespace_that_only_a_thread_is_in_keeps_the_bridge(ns: Namespace) -> None:
+    make_dead(ns, "hm1")
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", ONE_THREAD_ELSEWHERE], stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout
+        thread = int(process.stdout.readline())
+        ip(ns, f"link add link hm1 name mv1 netns {thread} type macvlan")
+        assert not deleted(report_of(ns.netsweep("sweep", *BRIDGES)))
+        process.communicate()
+
+
 # --- What changes while the sweep waits for the subnet lock ---
 
 
@@ -935,7 +970,7 @@ def test_a_user_who_may_not_replace_the_lease_file_is_told(public_ns: Namespace)
     make_dead(ns, "hm1")
     ns.lease_file.chmod(0o644)
     content = ns.lease_file.read_bytes()
-    done = as_nobody(ns, ["net_admin", "sys_admin"], "sweep", *BRIDGES, "--backend", "nft")
+    done = as_nobody(ns, ["net_admin", "sys_admin", "sys_ptrace"], "sweep", *BRIDGES, "--backend", "nft")
     # The bridge is gone, so the status that promises that nothing was changed would be wrong.
     assert "cannot replace lease file" in complaint(done, 1)
     assert links(ns).keys() == {"lo"}
@@ -971,13 +1006,13 @@ def test_clocks_of_a_time_namespace_make_no_bridge_older_and_no_process_younger(
     assert deleted(shifted(ns, 0, 3600, "--min-age", "1h")) == {"hm1"}
 
 
-def test_clocks_that_cannot_be_told_apart_leave_the_age_unknown(ns: Namespace) -> None:
+@pytest.mark.parametrize("ahead", [2_000_000, 3_000_000, 8_589_934, YEAR])
+def test_a_time_namespace_that_is_far_ahead_makes_no_bridge_older(ns: Namespace, ahead: int) -> None:
+    """So far that the kernel's timer might be taken for one of another frequency."""
     ip(ns, MADE.format(b="hm1"), "address add 10.200.1.1/24 dev hm1")
-    assert not deleted(shifted(ns, YEAR, YEAR, "--min-age", "0"))
-    clocks = ("unshare", "--time", "--fork", "--monotonic", str(YEAR), "--boottime", str(YEAR))
+    clocks = ("unshare", "--time", "--fork", "--monotonic", str(ahead), "--boottime", str(ahead))
     listed = report_of(ns.run(*clocks, *NETSWEEP, "list", "--all", *BRIDGES, check=False))
-    assert [each["age_seconds"] for each in listed["bridges"]] == [None]
-    assert "age unknown" in listed["bridges"][0]["reason"]
+    assert [each["age_seconds"] < 60 for each in listed["bridges"]] == [True]
 
 
 def test_from_inside_a_pid_namespace_no_lease_is_judged_dead(ns: Namespace) -> None:
@@ -988,9 +1023,9 @@ def test_from_inside_a_pid_namespace_no_lease_is_judged_dead(ns: Namespace) -> N
     reasons = {each["name"]: each["reason"] for each in listed["bridges"] if each["verdict"] == "leased"}
     assert reasons.keys() == {"hm1", "hm2"}
     assert all(reason.endswith("which may be of another PID namespace") for reason in reasons.values())
-    # Without a lease it is the age that decides, which is the same everywhere.
+    # Processes of the host may be in network namespaces that have links on top of it.
     report = report_of(ns.run(*inside, "sweep", *BRIDGES, "--min-age", "0", check=False))
-    assert deleted(report) == {"hm3"}
+    assert deleted(report) == set()
     assert report["leases"]["removed"] == 0
 
 

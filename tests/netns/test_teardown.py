@@ -8,6 +8,7 @@ import random
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -324,6 +325,46 @@ def test_links_of_another_kind_and_alternative_names_are_left_alone(ns: Namespac
     for name in ("hm1", "hm2", "hm4", "br0", "hm5"):
         assert of_network(after, name) == of_network(before, name)
     assert of_network(after, "hm3") == []
+
+
+def test_other_names_of_a_bridge_are_looked_at(ns: Namespace) -> None:
+    names = {"hm1": "ha5", "hm2": "hm22", "hm3": "mine"}
+    ns.add_bridges(*names)
+    for name, alias in names.items():
+        ns.run("ip", "link", "property", "add", "dev", name, "altname", alias)
+    with subprocess.Popen(["sleep", "60"]) as owner:
+        add_leases(ns, {"hm22": owner.pid})
+        line = complaint(teardown(ns, *names), 1)
+        owner.kill()
+    assert "hm1 was left alone: it is called ha5 too, which is protected" in line
+    assert f"hm2 was left alone: a running process (PID {owner.pid}) holds a lease for hm22" in line
+    assert {"hm1", "hm2"} <= set(links(ns))
+    assert "hm3" not in links(ns)
+
+
+def test_a_pid_that_a_process_of_a_container_has_too_is_not_the_callers(ns: Namespace) -> None:
+    """The caller has the PID of the lease, but in another PID namespace than its owner may have it."""
+    ns.add_bridges("hm1")
+    code = "import os, subprocess, sys; print(os.getpid()); sys.exit(subprocess.run(sys.argv[1:]).returncode)"
+    inside = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+    add_leases(ns, {"hm1": 2})
+    done = ns.run(
+        *inside,
+        "sh",
+        "-c",
+        '"$@"; exit $?',
+        "sh",
+        sys.executable,
+        "-c",
+        code,
+        *NETSWEEP,
+        "teardown",
+        "hm1",
+        check=False,
+    )
+    assert done.stdout.splitlines()[0] == "2"
+    assert "hm1 was left alone: " in complaint(done, 1)
+    assert "hm1" in links(ns)
 
 
 def test_a_rule_that_another_live_network_matches_stays(ns: Namespace) -> None:

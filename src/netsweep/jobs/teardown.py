@@ -40,7 +40,7 @@ def teardown(options: Options, names: Sequence[str], subnet: str | None = None, 
         policy = Judge(options).policy
         subnets = _checked(policy.names, names, subnet)
         patience = Patience(options.wait, report)
-        owners = _Owners(options, names, force=force)
+        owners = _Owners(options, force=force)
 
         def attempt(step: Callable[[], object]) -> bool:
             try:
@@ -71,16 +71,23 @@ class _Owners:
     """Whose leases keep a network: not those of processes that are ``dead`` or ``ours``.
 
     A test that calls netsweep tears down its own network, so its process and those that it descends from are ours.
-    With ``force`` so are those that lease ``names`` now.
+    With ``force`` so are those that lease a network when it is first looked at.
     """
 
-    def __init__(self, options: Options, names: Sequence[str], *, force: bool) -> None:
+    def __init__(self, options: Options, *, force: bool) -> None:
         self._path = options.lease_file
+        self._force = force
+        self._claimed = set[str]()
         self.known = self.read()
         self.dead = leases.dead(self.known.pids)
         self.ours = ancestors()
-        if force:
-            self.ours |= {lease.pid for name in names for lease in self.known.by_name.get(name, ())}
+
+    def claim(self, names: Sequence[str]) -> None:
+        """With ``force``, take those that lease ``names`` now for ours, the first time."""
+        for name in names if self._force else ():
+            if name not in self._claimed:
+                self._claimed.add(name)
+                self.ours |= {lease.pid for lease in self.known.by_name.get(name, ())}
 
     def read(self) -> Leases:
         """The leases of now."""
@@ -128,6 +135,7 @@ def _delete_bridge(
     """Delete a bridge and its routes under the subnet lock, unless another running process leases it."""
     link = _checked_bridge(links.find(name=name), name, names)
     found = owners.read()
+    owners.claim((name, *(link.aliases if link else ())))
     bridge, routes = None, list[Route]()
     if link:
         bridge = bridge_of(link)._replace(addresses=tuple(links.addresses().get(link.ifindex, ())))
@@ -162,8 +170,8 @@ def _checked_bridge(link: Link | None, name: str, names: Names) -> Link | None:
     if link and link.kind != "bridge":
         raise NetsweepError(f"{name} was left alone: it is not a bridge, but {link.kind or 'hardware'}")
     for alias in link.aliases if link else ():
-        if names.protects(alias) or not names.owns(alias):
-            raise NetsweepError(f"{name} was left alone: it is called {alias} too, which is not a name of ours")
+        if names.protects(alias):
+            raise NetsweepError(f"{name} was left alone: it is called {alias} too, which is protected")
     return link
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from types import SimpleNamespace
+from typing import IO
 
 import pytest
 
@@ -43,6 +45,42 @@ def test_the_clocks_may_run_apart_by_days(monkeypatch: pytest.MonkeyPatch, ahead
     now = address_clock()
     assert now is not None
     assert abs(now / clocks.TICKS - 100 * DAY) < 1
+
+
+def offsets(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """Let the file at ``path`` be /proc/self/timens_offsets."""
+
+    def opened(name: str, **options: str) -> IO[str]:
+        assert name == "/proc/self/timens_offsets"
+        return path.open(**options)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(clocks, "open", opened, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "nanoseconds", "shift"),
+    [(0, 0, 0.0), (100 * DAY, 0, 100.0 * DAY), (-50 * DAY, 500_000_000, -50 * DAY + 0.5), (3, 250_000_000, 3.25)],
+)
+def test_a_time_namespace_shifts_the_clock_that_tells_the_frequency(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seconds: int, nanoseconds: int, shift: float
+) -> None:
+    """By more than the frequencies are apart, it told a wrong one, or none."""
+    written = tmp_path / "timens_offsets"
+    written.write_text(f"monotonic  {seconds:10} {nanoseconds:9}\nboottime            7         0\n")
+    offsets(monkeypatch, written)
+    assert clocks._shift() == shift
+    kernel(monkeypatch, 250, 60 * DAY)
+    monkeypatch.setattr(time, "clock_gettime", lambda _: 60 * DAY + shift)
+    now = address_clock()
+    assert now is not None
+    assert abs(now / clocks.TICKS - 60 * DAY) < 1
+
+
+def test_a_kernel_without_time_namespaces_shifts_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    offsets(monkeypatch, tmp_path / "missing")
+    assert clocks._shift() == 0
+    kernel(monkeypatch, 250, 1000.0)
+    assert address_clock() is not None
 
 
 def test_where_no_frequency_fits_it_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from netsweep.errors import NetsweepError
 from netsweep.host import processes
-from netsweep.host.processes import Process, ages, all_pids, ancestors, holders, is_running, waiting
+from netsweep.host.processes import Process, ages, all_pids, ancestors, holders, is_running, sees_all, waiting
 from tests.namespace import flocked, wait_until_queued
 
 
@@ -249,9 +249,46 @@ def test_no_child_is_an_ancestor() -> None:
         assert process.pid not in ancestors()
 
 
-def test_where_proc_cannot_be_read_only_this_process_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("initial")
+def test_a_pid_that_a_process_of_a_container_has_too_is_no_ancestor(
+    statuses: dict[int, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lease with it may be of that one."""
+    status = "State:\tS (sleeping)\nThreads:\t1\nPPid:\t{}\nNSpid:\t{}\n"
+    for pid, parent, known in ((1, 0, "1"), (20, 1, "20"), (30, 20, "30"), (50, 30, "50"), (60, 1, "60\t7")):
+        statuses[pid] = status.format(parent, known).encode()
+    monkeypatch.setattr(os, "getpid", lambda: 50)
+    assert ancestors() == {20, 30, 50}
+    statuses[60] = status.format(1, "60\t30").encode()
+    assert ancestors() == {20, 50}
+    statuses[60] = status.format(1, "60\t50").encode()
+    assert ancestors() == {20, 30}
+    # One that ended is nobody's any more.
+    statuses[60] = status.format(1, "60\t50").replace("S (sleeping)", "Z (zombie)").encode()
+    assert ancestors() == {20, 30, 50}
+
+
+def test_in_another_pid_namespace_there_are_no_ancestors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_INITIAL_PID_NAMESPACE", os.stat("/proc/self/ns/pid").st_ino + 1)
+    assert ancestors() == set()
+
+
+@pytest.mark.usefixtures("initial")
+def test_all_processes_are_seen_in_the_initial_pid_namespace_unless_some_are_hidden(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert sees_all()
+    exists = os.path.exists
+    with monkeypatch.context() as hidden:
+        hidden.setattr(os.path, "exists", lambda path: path != "/proc/1" and exists(path))
+        assert not sees_all()
+    monkeypatch.setattr(processes, "_INITIAL_PID_NAMESPACE", os.stat("/proc/self/ns/pid").st_ino + 1)
+    assert not sees_all()
+
+
+def test_where_proc_cannot_be_read_there_are_no_ancestors(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreadable(path: str) -> bytes:
         raise PermissionError(path)
 
     monkeypatch.setattr(processes, "_read", unreadable)
-    assert ancestors() == {os.getpid()}
+    assert ancestors() == set()

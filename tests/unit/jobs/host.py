@@ -18,7 +18,7 @@ from netsweep.firewall.memory import MemoryBackend
 from netsweep.host import interfaces, leases, locks
 from netsweep.jobs import look, restore
 from netsweep.jobs.sweep import sweep
-from netsweep.model import Chain, Family, Finding, Interface, Rule, Spec, Table
+from netsweep.model import Chain, Family, Finding, Interface, Lease, Rule, Spec, Table
 from netsweep.profiles.options import Options
 from netsweep.report import LockTimes, Report
 
@@ -91,7 +91,7 @@ class Firewall(MemoryBackend):
 class Host:
     """``alive`` are the interfaces that exist, ``devices`` those that have a number.
 
-    ``before_asking`` is called before they are asked for.
+    ``before_asking`` is called before they are asked for. ``locked``: a job holds the subnet lock.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -99,10 +99,12 @@ class Host:
         self.lock_file = directory / "lock"
         self.lease_file = directory / "leases.json"
         self.events: list[str] = []
+        self.locked = False
         self.alive: set[str] = set()
         self.devices: dict[int, tuple[str, ...]] = {}
         self.before_asking: Callable[[], None] = lambda: None
         self.before_leases: Callable[[], None] = lambda: None
+        self.before_replace: Callable[[], None] = lambda: None
         self.firewalls: dict[str, Firewall] = {}
 
     def firewall(
@@ -153,7 +155,8 @@ class Host:
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let the jobs see this host, and no other."""
-        host, held, read, remove = self, locks.held, leases.read, leases.remove
+        host, held, read = self, locks.held, leases.read
+        without, replace = leases.Leases.without, leases.Rewritten.replace
 
         class Known:
             def __enter__(self) -> Known:
@@ -173,7 +176,11 @@ class Host:
         def noted(times: LockTimes, timeout: float, **options: Any) -> Iterator[None]:
             with held(times, timeout, **options):
                 host.events.append("lock subnet")
-                yield
+                host.locked = True
+                try:
+                    yield
+                finally:
+                    host.locked = False
             host.events.append("release subnet")
 
         def noted_read(*arguments: Any) -> leases.Leases:
@@ -181,10 +188,15 @@ class Host:
             host.events.append("leases")
             return read(*arguments)
 
-        def noted_remove(*arguments: Any) -> int:
-            assert not host.lock_is_free()
+        def checked_without(known: leases.Leases, unwanted: Callable[[Lease], bool]) -> leases.Rewritten:
+            assert not host.locked, "it takes long"
+            return without(known, unwanted)
+
+        def noted_replace(rewritten: leases.Rewritten) -> None:
+            assert host.locked
+            host.before_replace()
             host.events.append("remove leases")
-            return remove(*arguments)
+            replace(rewritten)
 
         for module in (look, restore):
             monkeypatch.setattr(module, "require_net_admin", lambda: None)
@@ -192,7 +204,8 @@ class Host:
         monkeypatch.setattr(interfaces, "Interfaces", Known)
         monkeypatch.setattr(locks, "held", noted)
         monkeypatch.setattr(leases, "read", noted_read)
-        monkeypatch.setattr(leases, "remove", noted_remove)
+        monkeypatch.setattr(leases.Leases, "without", checked_without)
+        monkeypatch.setattr(leases.Rewritten, "replace", noted_replace)
 
 
 def gone(findings: Sequence[Finding]) -> list[tuple[str, str, int]]:

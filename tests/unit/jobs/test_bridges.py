@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Mapping
+from ipaddress import ip_address
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,11 +16,12 @@ from netsweep.host import leases
 from netsweep.host.links import Link
 from netsweep.jobs import bridges
 from netsweep.jobs.bridges import PORTION
-from netsweep.model import Verdict
+from netsweep.jobs.sweep import find_orphans
+from netsweep.model import Address, Verdict
 from netsweep.report import Report
 from tests.namespace import flocked
 from tests.unit.jobs.host import Host, ended_process, fail, on_call
-from tests.unit.jobs.test_teardown import Network, fail_with, lease, leased, refuse
+from tests.unit.jobs.test_teardown import Network, add_lease, fail_with, lease, leased, refuse
 
 
 @pytest.fixture
@@ -26,7 +29,7 @@ def network(host: Host, monkeypatch: pytest.MonkeyPatch) -> Network:
     """Three bridges that a process leased that is gone, and a rule of each."""
     made = Network(host)
     monkeypatch.setattr(bridges, "Links", lambda: made)
-    monkeypatch.setattr(bridges, "find_at_once", made.find_at_once)
+    monkeypatch.setattr(bridges, "find_at_once", made.find_under_lock)
     monkeypatch.setattr(bridges, "SocketsInUse", lambda: SimpleNamespace(addresses={}, devices=made.devices))
     made.make("hm1", "hm2", "hm3")
     lease(host, "hm1", "hm2", "hm3", pid=ended_process())
@@ -181,15 +184,29 @@ def test_leases_that_stand_until_the_end_keep_no_rule(host: Host, network: Netwo
     assert (report.bridges_deleted, report.deleted, report.leases_removed) == (3, 3, 3)
 
 
-@pytest.mark.parametrize(
-    ("error", "raised"), [(TableError("the table refuses"), TableError), (BusyError("busy"), NetsweepError)]
-)
-def test_leases_of_deleted_bridges_go_where_rules_do_not(
-    host: Host, network: Network, error: NetsweepError, raised: type[NetsweepError]
-) -> None:
-    host.firewalls["nft"].before_commit = fail(error)
-    _, report = host.failed(raised, f"^{error}", bridges=True)
+def test_leases_of_deleted_bridges_go_where_a_table_refuses(host: Host, network: Network) -> None:
+    host.firewalls["nft"].before_commit = fail(TableError("the table refuses"))
+    _, report = host.failed(TableError, "^the table refuses", bridges=True)
     assert (report.bridges_deleted, report.deleted, report.leases_removed, leased(host)) == (3, 0, 3, [])
+
+
+@pytest.mark.parametrize("error", [BusyError("busy"), NotPermittedError("not permitted"), NetsweepError("no memory")])
+def test_leases_of_deleted_bridges_stay_where_sweeping_the_rules_fails(
+    host: Host, network: Network, error: NetsweepError
+) -> None:
+    """As long as the rules are left, nobody else leases the names."""
+    host.firewalls["nft"].before_commit = fail(error)
+    _, report = host.failed(NetsweepError, f"^{error}", bridges=True)
+    assert (report.bridges_deleted, report.deleted, report.leases_removed) == (3, 0, 0)
+    assert leased(host) == ["hm1", "hm2", "hm3"]
+    assert "remove leases" not in host.changes()
+
+
+def test_a_lease_that_is_written_while_leases_are_removed_stays(host: Host, network: Network) -> None:
+    host.before_replace = on_call(1, lambda: add_lease(host, "hm4", 1))
+    report = host.sweep(bridges=True)
+    assert (report.leases_removed, leased(host)) == (3, ["hm4"])
+    assert host.changes()[-2:] == ["remove leases", "remove leases"], "the first time it had changed"
 
 
 def test_leases_that_cannot_be_removed_are_told(host: Host, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +231,7 @@ def test_who_holds_up_the_kernel_costs_another_look(
 
     def find(**wanted: Any) -> Link | None:
         busy()
-        return network.find_at_once(**wanted)
+        return network.find_under_lock(**wanted)
 
     monkeypatch.setattr(bridges, "find_at_once", find)
     assert host.sweep(bridges=True).bridges_deleted == 3
@@ -273,3 +290,144 @@ def test_many_go_in_portions_and_each_portion_is_looked_at_again(host: Host, net
     assert set(names) - set(network.deleted) == {late}
     assert verdicts(report)[late] == (Verdict.LIVE, False)
     assert leased(host) == [late]
+
+
+# Time.
+
+
+class Hours:
+    """A clock for addresses, processes and looks that goes on only where it is told to.
+
+    Who asks is at a point of the look: ``late`` says how long it takes to get there.
+    """
+
+    def __init__(self) -> None:
+        self.now = 10_000.0
+        self.late: dict[str, float] = {}
+        self.passed: list[str] = []
+
+    def at(self, point: str) -> float:
+        """Get to a point of a look, and tell the time there."""
+        self.passed.append(point)
+        self.now += self.late.get(point, 0)
+        return self.now
+
+
+POINTS = ["all", "addresses", "dump of addresses", "process clock", "elsewhere", "leases", "ages"]
+
+
+@pytest.fixture
+def hours(host: Host, network: Network, monkeypatch: pytest.MonkeyPatch) -> Hours:
+    """Of a host whose bridges got their addresses at 5000, and whose processes started at 5000 less their PID."""
+    hours = Hours()
+    every, elsewhere = network.all, network.elsewhere
+
+    def addresses() -> dict[int, list[Address]]:
+        age = hours.at("addresses") - 5000  # Links.addresses() reads the clock first
+        hours.at("dump of addresses")
+        return {each.ifindex: [Address("10.200.1.1/24", age)] for each in network.links.values()}
+
+    def ages(pids: Collection[int], now: float) -> dict[int, float]:
+        hours.at("ages")
+        return {pid: now - started.get(pid, 0.0) for pid in pids}
+
+    started = {os.getpid(): 4999.98, 1: 6000.0}
+    monkeypatch.setattr(network, "all", lambda: (hours.at("all"), every())[1])
+    monkeypatch.setattr(network, "addresses", addresses)
+    monkeypatch.setattr(network, "elsewhere", lambda: (hours.at("elsewhere"), elsewhere())[1])
+    monkeypatch.setattr(bridges, "process_clock", lambda: hours.at("process clock"))
+    monkeypatch.setattr(bridges, "ages", ages)
+    monkeypatch.setattr(bridges, "time", SimpleNamespace(monotonic=lambda: hours.now, sleep=lambda _: None))
+    host.before_leases = lambda: void(hours.at("leases"))
+    return hours
+
+
+def void(_: object) -> None:
+    pass
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("delay", [0.0, 0.05, 3600.0])
+def test_no_delay_makes_an_owner_younger_than_its_bridge(
+    host: Host, network: Network, hours: Hours, point: str, delay: float
+) -> None:
+    """It started just before the bridge got its address, and the kernel keeps who looks waiting."""
+    lease(host, "hm1", "hm2", "hm3")
+    hours.late[point] = delay
+    report = find_orphans(host.options(bridges=True), keep=True)
+    assert verdicts(report) == dict.fromkeys(("hm1", "hm2", "hm3"), (Verdict.LEASED, False))
+    assert list(dict.fromkeys(each for each in hours.passed if each != "leases")) == [
+        each for each in POINTS if each != "leases"
+    ]
+
+
+def test_who_is_younger_than_a_bridge_is_not_its_owner(host: Host, network: Network, hours: Hours) -> None:
+    lease(host, "hm1", "hm2", "hm3", pid=1)
+    report = find_orphans(host.options(bridges=True), keep=True)
+    assert verdicts(report) == dict.fromkeys(("hm1", "hm2", "hm3"), KEPT)
+
+
+@pytest.mark.parametrize("point", POINTS[: POINTS.index("leases")])
+def test_a_look_counts_from_its_end(host: Host, network: Network, hours: Hours, point: str) -> None:
+    """One that takes longer than a look counts must not be repeated for ever."""
+    hours.late[point] = 60
+    assert host.sweep(bridges=True, wait=0).bridges_deleted == 3
+    assert hours.passed.count("all") == 1
+
+
+def test_where_the_lock_takes_long_all_is_looked_at_again(
+    host: Host, network: Network, hours: Hours, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody bound a socket to the second bridge meanwhile."""
+
+    def wait() -> None:
+        hours.now += 2
+        network.devices.add(network.links["hm2"].ifindex)
+
+    waits = on_call(1, wait)
+    monkeypatch.setattr(network, "wait_until_quiet", lambda _: waits())
+    report = host.sweep(bridges=True)
+    assert network.deleted == ["hm1", "hm3"]
+    assert verdicts(report)["hm2"] == (Verdict.LIVE, False)
+    assert hours.passed.count("all") == 2
+
+
+# Other network namespaces.
+
+
+def test_a_link_of_another_network_namespace_keeps_what_it_is_on_top_of(host: Host, network: Network) -> None:
+    network.elsewhere_too = [Link(9, "mv0", lower=network.links["hm2"].ifindex, lower_nsid=0)]
+    report = host.sweep(bridges=True)
+    assert network.deleted == ["hm1", "hm3"]
+    assert verdicts(report) == {"hm1": GONE, "hm3": GONE}
+    (kept,) = [each for each in find_orphans(host.options(bridges=True), keep=True).bridges if not each.deleted]
+    assert (kept.bridge.name, kept.verdict) == ("hm2", Verdict.LIVE)
+    assert kept.reason == "mv0 of another network namespace is on top of it"
+
+
+def test_a_tunnel_of_another_network_namespace_keeps_the_bridge_that_has_its_address(
+    host: Host, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was made here and moved: it is on top of no link."""
+    ends = {each.ifindex: f"10.200.{number}.1" for number, each in enumerate(network.all())}
+    monkeypatch.setattr(
+        network, "addresses", lambda: {index: [Address(f"{end}/24", 7200.0)] for index, end in ends.items()}
+    )
+    local = ip_address(ends[network.links["hm2"].ifindex]).packed
+    network.elsewhere_too = [Link(9, "vx0", kind="vxlan", lower_nsid=0, settings=frozenset({local, b"more"}))]
+    found = {each.bridge.name: each for each in find_orphans(host.options(bridges=True), keep=True).bridges}
+    assert [name for name, each in found.items() if each.verdict is Verdict.LEAKED] == ["hm1", "hm3"]
+    assert (found["hm2"].verdict, found["hm2"].reason) == (Verdict.LIVE, "vx0 uses an address of it")
+
+
+def test_where_a_network_namespace_cannot_be_seen_nothing_goes(host: Host, network: Network) -> None:
+    network.complete = False
+    report = host.sweep(bridges=True)
+    assert (network.deleted, report.bridges, len(leased(host))) == ([], [], 3)
+    found = find_orphans(host.options(bridges=True), keep=True).bridges
+    assert {(each.verdict, each.reason) for each in found} == {
+        (
+            Verdict.LIVE,
+            "a network namespace that cannot be looked into may use it: run as root, outside of containers",
+        )
+    }

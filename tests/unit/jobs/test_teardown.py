@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 
 from netsweep.errors import BusyError, ContentionError, NetsweepError, NotPermittedError, TableError
+from netsweep.host import leases
 from netsweep.host.links import Link, Route
 from netsweep.jobs import teardown as job
+from netsweep.jobs.look import PARSE_MAX
 from netsweep.jobs.teardown import teardown
-from netsweep.model import Address
+from netsweep.model import Address, Lease
 from netsweep.profiles.options import Options
 from netsweep.report import Report
 from tests.namespace import flocked
-from tests.unit.jobs.host import POSTROUTING, Firewall, Host, fail, on_call
+from tests.unit.jobs.host import POSTROUTING, Firewall, Host, ended_process, fail, on_call
 
 
 class Network:
@@ -31,6 +33,8 @@ class Network:
         self.before_delete: Callable[[str], None] = lambda name: None
         self.before_find: Callable[[], None] = lambda: None
         self.devices: set[int] = set()
+        self.elsewhere_too: list[Link] = []
+        self.complete = True
         self.gateways: list[Route] = []
         self.deleted_routes: list[Route] = []
 
@@ -55,6 +59,9 @@ class Network:
         return {each.ifindex: [Address("10.200.1.1/24", 7200.0)] for each in self.links.values()}
 
     def find_at_once(self, *, ifindex: int = 0, name: str = "") -> Link | None:
+        return self.find(ifindex=ifindex, name=name)
+
+    def find_under_lock(self, *, ifindex: int = 0, name: str = "") -> Link | None:
         assert not self.host.lock_is_free()
         return self.find(ifindex=ifindex, name=name)
 
@@ -71,8 +78,8 @@ class Network:
     def ports(self, ifindex: int) -> list[str]:
         return [each.name for each in self.links.values() if each.master == ifindex]
 
-    def elsewhere(self) -> tuple[dict[int, str], bool]:
-        return {}, True
+    def elsewhere(self) -> tuple[list[Link], bool]:
+        return self.elsewhere_too, self.complete
 
     def wait_until_quiet(self, ifindex: int) -> None:
         pass
@@ -97,8 +104,8 @@ def network(host: Host, monkeypatch: pytest.MonkeyPatch) -> Network:
 
 
 def lease(host: Host, *names: str, pid: int | None = None) -> None:
-    leases = {f"10.200.{n}.0/24": {"bridge_name": name, "pid": pid or os.getpid()} for n, name in enumerate(names)}
-    host.lease_file.write_text(json.dumps({"leases": leases}))
+    entries = {f"10.200.{n}.0/24": {"bridge_name": name, "pid": pid or os.getpid()} for n, name in enumerate(names)}
+    host.lease_file.write_text(json.dumps({"leases": entries}))
 
 
 def leased(host: Host) -> list[str]:
@@ -296,14 +303,113 @@ def test_a_bridge_that_is_gone_before_the_lock_is_done(host: Host, network: Netw
 def test_who_leases_it_while_it_is_torn_down_keeps_the_lease(host: Host, network: Network, firewall: Firewall) -> None:
     """The process that runs as 1 got the name."""
 
-    def leases(name: str) -> None:
-        lease(host, "hm1", "hm2", pid=1)
-
-    network.before_delete = leases
+    network.before_delete = lambda _: lease(host, "hm1", "hm2", pid=1)
     _, report = failed(host, NetsweepError, r" is left: a running process \(PID 1\) holds a lease for hm1", "hm1")
     assert leased(host) == ["hm1", "hm2"]
     assert (report.bridges_deleted, report.deleted, report.leases_removed) == (1, 0, 0)
     assert firewall.bridges() == ["hm1", "hm2", "hm3"]
+
+
+def test_who_leases_it_in_the_end_keeps_all_leases_of_the_name(
+    host: Host, network: Network, firewall: Firewall
+) -> None:
+    """Also one that is of this process: nobody knows which of both is made next."""
+    firewall.before_commit = on_call(2, lambda: add_lease(host, "hm1", 1))
+    report = down(host, "hm1", "hm2")
+    assert (report.bridges_deleted, report.leases_removed) == (2, 1)
+    assert leased(host) == ["hm1", "hm3", "hm1"]
+
+
+def test_a_lease_that_is_written_while_leases_are_removed_stays(
+    host: Host, network: Network, firewall: Firewall
+) -> None:
+    host.before_replace = on_call(1, lambda: add_lease(host, "hm4", 1))
+    assert down(host, "hm1").leases_removed == 1
+    assert leased(host) == ["hm2", "hm3", "hm4"]
+    assert host.changes()[-2:] == ["remove leases", "remove leases"], "the first time it had changed"
+
+
+def test_who_leases_it_while_leases_are_removed_keeps_them(host: Host, network: Network, firewall: Firewall) -> None:
+    host.before_replace = on_call(1, lambda: add_lease(host, "hm1", 1))
+    assert down(host, "hm1").leases_removed == 0
+    assert leased(host) == ["hm1", "hm2", "hm3", "hm1"]
+
+
+def add_lease(host: Host, name: str, pid: int, **more: object) -> None:
+    document = json.loads(host.lease_file.read_text())
+    document["leases"][f"10.249.{len(document['leases'])}.0/24"] = {"bridge_name": name, "pid": pid, **more}
+    host.lease_file.write_text(json.dumps(document))
+
+
+def test_a_large_lease_file_that_changes_before_the_lock_is_read_without_it(
+    host: Host, network: Network, firewall: Firewall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parse, parsed = leases._parse, list[int]()
+
+    def noted(content: bytes) -> list[Lease]:
+        assert host.lock_is_free()
+        parsed.append(len(content))
+        return parse(content)
+
+    monkeypatch.setattr(leases, "_parse", noted)
+    network.before_find = on_call(2, lambda: add_lease(host, "hm4", 1, more="x" * PARSE_MAX))
+    assert down(host, "hm1").leases_removed == 1
+    assert max(parsed) > PARSE_MAX
+    assert leased(host) == ["hm2", "hm3", "hm4"]
+
+
+def test_a_small_one_that_changes_before_the_lock_is_read_under_it(
+    host: Host, network: Network, firewall: Firewall
+) -> None:
+    network.before_find = on_call(2, lambda: add_lease(host, "hm1", 1))
+    failed(host, NetsweepError, r"^hm1 was left alone: a running process \(PID 1\) holds a lease for hm1", "hm1")
+    assert (network.deleted, leased(host)) == ([], ["hm1", "hm2", "hm3", "hm1"])
+
+
+@pytest.mark.parametrize("alias", ["hm7", "kept0", "docker0"])
+@pytest.mark.parametrize("force", [False, True])
+def test_a_bridge_that_has_another_name_that_is_protected_is_left_alone(
+    host: Host, network: Network, firewall: Firewall, alias: str, force: bool
+) -> None:
+    network.links["hm1"] = network.links["hm1"]._replace(aliases=("hm5", alias))
+    said = f"^hm1 was left alone: it is called {alias} too, which is protected$"
+    _, report = failed(host, NetsweepError, said, "hm1", "hm2", protect=["hm7", "kept", "docker"], force=force)
+    assert (network.deleted, report.bridges_deleted) == (["hm2"], 1)
+    assert (firewall.bridges(), leased(host)) == (["hm1", "hm3"], ["hm1", "hm3"])
+
+
+def test_a_bridge_that_gets_a_name_that_is_protected_before_the_lock_is_left_alone(
+    host: Host, network: Network, firewall: Firewall
+) -> None:
+    named = network.links["hm1"]._replace(aliases=("hm7",))
+    network.before_find = on_call(2, lambda: network.links.update(hm1=named))
+    failed(host, NetsweepError, "^hm1 was left alone: it is called hm7 too", "hm1", protect="hm7")
+    assert network.deleted == []
+
+
+def test_a_bridge_that_has_another_name_of_no_meaning_goes(host: Host, network: Network, firewall: Firewall) -> None:
+    """Who gives its name says which bridge it is."""
+    network.links["hm1"] = network.links["hm1"]._replace(aliases=("eth7",))
+    assert down(host, "hm1").bridges_deleted == 1
+
+
+def test_a_bridge_whose_other_name_another_process_leases_is_left_alone(
+    host: Host, network: Network, firewall: Firewall
+) -> None:
+    network.links["hm1"] = network.links["hm1"]._replace(aliases=("hm5", "hm6"))
+    add_lease(host, "hm6", 1)
+    said = r"^hm1 was left alone: a running process \(PID 1\) holds a lease for hm6; --force "
+    failed(host, NetsweepError, said, "hm1")
+    assert (network.deleted, leased(host)) == ([], ["hm1", "hm2", "hm3", "hm6"])
+
+
+@pytest.mark.parametrize("pid", [None, os.getpid()])
+def test_a_bridge_whose_other_name_nobody_else_leases_goes(
+    host: Host, network: Network, firewall: Firewall, pid: int | None
+) -> None:
+    network.links["hm1"] = network.links["hm1"]._replace(aliases=("hm6",))
+    add_lease(host, "hm6", pid or ended_process())
+    assert down(host, "hm1").bridges_deleted == 1
 
 
 @pytest.mark.parametrize(("kind", "said"), [(None, "hardware"), ("veth", "veth")])

@@ -377,6 +377,13 @@ def test_what_is_no_time_is_told(text: str) -> None:
     assert repr(text) in str(raised.value)
 
 
+@pytest.mark.parametrize("digit", ["\u0663", "\uff13", "\u00b3"])
+@pytest.mark.parametrize("text", ["{}", "{}d", "1d{}h", "{}m", "1h3{}", "0.{}", "{}.5s"])
+def test_a_time_is_written_in_digits_of_ascii(text: str, digit: str) -> None:
+    with pytest.raises(ValueError, match="is not a time as 90s, 20m, 1h30m or 2d"):
+        profiles.duration(text.format(digit))
+
+
 def test_how_old_a_bridge_has_to_be_may_stand_in_a_profile_of_ones_own(tmp_path: Path) -> None:
     path = write(tmp_path / "mine.toml", min_age='"1h30m"', subnets='"10.1.0.0-10.1.3.255"')
     assert (profiles.load(path).min_age, profiles.load(path).subnets) == (5400.0, "10.1.0.0-10.1.3.255")
