@@ -1131,7 +1131,7 @@ def _sweep_networks(host: Host, tally: Tally, *, kill: bool = False) -> None:
     report = tally.sweep(subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr))
     if report:
         tally.seen["bridges swept"] += report["bridges_deleted"]
-        tally.seen["leases swept"] += report["leases"]["removed"]
+        tally.seen["leases swept"] += report["leases_removed"]
         if lock := report["locks"]["subnet"]:
             tally.took("hold of the subnet lock by a sweep", lock["longest_ms"])
             tally.seen["sweeps that held the subnet lock for over 100 ms"] += lock["longest_ms"] > 100

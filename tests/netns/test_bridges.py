@@ -593,8 +593,8 @@ def test_the_lease_of_a_bridge_goes_with_it_and_so_does_one_without_a_bridge(wor
     before, after = world.leases
     gone = {*gone_names(), SECOND[2], "hmdead1"}
     assert after == {subnet: each for subnet, each in before.items() if each["bridge_name"] not in gone}
-    assert world.swept["leases"]["removed"] == len(before) - len(after)
-    assert world.swept["leases"]["stale"] == len(before) - len(after)
+    assert world.swept["leases_removed"] == len(before) - len(after)
+    assert world.swept["stale_leases"] == len(before) - len(after)
 
 
 def test_the_json_names_lease_subnet_age_and_ports(world: World) -> None:
@@ -809,7 +809,7 @@ def test_a_lease_file_that_is_replaced_meanwhile_is_read_again(ns: Namespace, ag
     report = outcome(process)
     # What was leased at the look and is not any more has changed: the next sweep decides.
     assert links(ns).keys() == ({"lo"} if again else {"lo", "hm3"})
-    assert report["leases"]["removed"] == (3 if again else 2)
+    assert report["leases_removed"] == (3 if again else 2)
     left = json.loads(ns.lease_file.read_text())
     assert (left["version"], left["more"]) == (2, [1.5, None])
     assert left["leases"] == {name: leases[name] for name in ([] if again else ["10.200.7.0/24"])}
@@ -882,16 +882,16 @@ def test_the_lease_file_is_replaced_and_keeps_owner_mode_and_all_that_is_not_und
         "empty": None,
         "leases": {name: each for name, each in leases.items() if name not in gone},
     }
-    assert report["leases"]["removed"] == 2
+    assert report["leases_removed"] == 2
     assert report["changed"] is True
 
 
 def test_stale_leases_alone_are_removed_too(ns: Namespace) -> None:
     write(ns, {"10.200.1.0/24": lease("hm1", DEAD), "10.200.2.0/24": lease("hm2", os.getpid())})
     listed = report_of(ns.netsweep("list", *BRIDGES))
-    assert (listed["leases"]["leases"], listed["leases"]["running"], listed["leases"]["stale"]) == (2, 1, 1)
+    assert (listed["leases"]["leases"], listed["leases"]["running"], listed["stale_leases"]) == (2, 1, 1)
     report = report_of(ns.netsweep("sweep", *BRIDGES))
-    assert (report["leases"]["removed"], report["bridges_deleted"], report["changed"]) == (1, 0, True)
+    assert (report["leases_removed"], report["bridges_deleted"], report["changed"]) == (1, 0, True)
     assert written(ns) == {"10.200.2.0/24": lease("hm2", os.getpid())}
 
 
@@ -900,7 +900,7 @@ def test_a_lease_of_the_dead_stays_where_its_bridge_is_in_use(ns: Namespace) -> 
     ip(ns, "link add p1 type veth peer name q1", "link set p1 master hm1")
     content = ns.lease_file.read_bytes()
     report = report_of(ns.netsweep("sweep", *BRIDGES))
-    assert (report["leases"]["removed"], report["changed"]) == (0, False)
+    assert (report["leases_removed"], report["changed"]) == (0, False)
     assert ns.lease_file.read_bytes() == content
 
 
@@ -929,7 +929,7 @@ def test_a_look_changes_nothing(ns: Namespace, command: list[str]) -> None:
     assert {rule["reason"] for rule in report["orphans"] if rule["bridge"] == "hm1"} == {
         "its bridge is leaked, and goes first"
     }
-    assert (report["changed"], report["bridges_deleted"], report["leases"]["stale"]) == (False, 0, 2)
+    assert (report["changed"], report["bridges_deleted"], report["stale_leases"]) == (False, 0, 2)
 
 
 @pytest.mark.parametrize("lease_file", ["missing", "empty", "null"])
@@ -975,7 +975,7 @@ def test_a_user_who_may_not_replace_the_lease_file_is_told(public_ns: Namespace)
     assert "cannot replace lease file" in complaint(done, 1)
     assert links(ns).keys() == {"lo"}
     assert ns.lease_file.read_bytes() == content
-    assert (json.loads(done.stdout)["bridges_deleted"], json.loads(done.stdout)["leases"]["removed"]) == (1, 0)
+    assert (json.loads(done.stdout)["bridges_deleted"], json.loads(done.stdout)["leases_removed"]) == (1, 0)
     assert not list(ns.directory.glob("*.netsweep"))
 
 
@@ -1026,7 +1026,7 @@ def test_from_inside_a_pid_namespace_no_lease_is_judged_dead(ns: Namespace) -> N
     # Processes of the host may be in network namespaces that have links on top of it.
     report = report_of(ns.run(*inside, "sweep", *BRIDGES, "--min-age", "0", check=False))
     assert deleted(report) == set()
-    assert report["leases"]["removed"] == 0
+    assert report["leases_removed"] == 0
 
 
 # --- Options and reports ---
@@ -1164,4 +1164,4 @@ def test_more_bridges_than_one_portion_go_in_one_run(ns: Namespace) -> None:
     assert deleted(report) == set(names)
     assert links(ns).keys() == {"lo", "hm1f"}
     assert written(ns) == {"x": lease("hm1f", 1)}
-    assert (report["deleted"], report["leases"]["removed"]) == (3 * len(names) * len(FLAVOURS), len(names))
+    assert (report["deleted"], report["leases_removed"]) == (3 * len(names) * len(FLAVOURS), len(names))

@@ -208,7 +208,7 @@ sys.addaudithook(meet)
 
 def look():
     try:
-        print(len(netsweep.find_orphans().orphans))
+        os.write(1, b"%d\\n" % len(netsweep.find_orphans().orphans))
     finally:
         loads_last.set()
         ended.set()

@@ -50,12 +50,13 @@ def _fields(report: Report) -> Iterator[tuple[str, Any]]:
     yield "bridges", map(_bridge_dict, report.bridges)
     yield "bridges_scanned", report.bridges_scanned
     yield "bridges_deleted", report.bridges_deleted
+    yield "stale_leases", report.stale_leases
+    yield "leases_removed", report.leases_removed
     yield "backends", [_backend_dict(backend, report.command) for backend in report.backends]
     yield "chains", report.chains
     yield "overlooked", report.overlooked
     yield "elsewhere", report.elsewhere
-    stale = {"stale": report.stale_leases, "removed": report.leases_removed}
-    yield "leases", report.leases and {**asdict(report.leases), **stale}
+    yield "leases", report.leases and asdict(report.leases)
     yield "locks", {"subnet": _lock_dict(report.subnet_lock), "xtables": _lock_dict(report.xtables_lock)}
     yield "duration_ms", round(report.duration_ms, 1)
     yield "warnings", report.warnings

@@ -74,11 +74,13 @@ def test_json_has_every_key_of_the_contract_in_its_order() -> None:
         "bridges": [],
         "bridges_scanned": None,
         "bridges_deleted": 0,
+        "stale_leases": 0,
+        "leases_removed": 0,
         "backends": [{"name": "legacy", "family": "ipv4", "scanned": 1203, "orphans": 1, "deleted": 1}],
         "chains": ["filter/FORWARD", "nat/POSTROUTING"],
         "overlooked": ["nft inet firewalld"],
         "elsewhere": 0,
-        "leases": {"path": "/tmp/leases", "exists": True, "leases": 3, "running": 1, "stale": 0, "removed": 0},
+        "leases": {"path": "/tmp/leases", "exists": True, "leases": 3, "running": 1},
         "locks": {
             "subnet": {"path": "/tmp/lock", "waited_ms": 0.123, "held_ms": 9.877, "longest_ms": 5.432},
             "xtables": None,
@@ -151,7 +153,7 @@ def test_json_has_every_key_of_a_bridge_in_its_order() -> None:
     assert (second["subnet"], second["age_seconds"], second["lease"]) == (None, None, None)
     assert (second["ports"], second["deleted"]) == (["tap1", "tap2"], False)
     assert (read["bridges_scanned"], read["bridges_deleted"], read["changed"]) == (9, 1, True)
-    assert (read["leases"]["stale"], read["leases"]["removed"]) == (3, 2)
+    assert (read["stale_leases"], read["leases_removed"]) == (3, 2)
 
 
 @pytest.mark.parametrize("number", [0, 1, 99, 100, 101, 250])
