@@ -188,7 +188,8 @@ class Bridges:
                 return changed
             if journal:
                 journal.note(bridge)
-            links.delete(link.ifindex)
+            finish = links.delete(link.ifindex)
+        finish()
         self.unwanted.update(of_bridge)
         return finding._replace(deleted=True)
 

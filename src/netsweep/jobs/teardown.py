@@ -152,16 +152,17 @@ def _delete_bridge(
             raise ContentionError(f"{name} was made anew meanwhile")
         if link is None or bridge is None:
             return
-        try:
-            deleted = links.delete(link.ifindex)
-        except NetsweepError:
-            # They go with the bridge, and are no use where it stays.
-            with suppress(NetsweepError, ContentionError):
-                for route in routes:
-                    links.delete_route(route)
-            raise
-        if deleted:
-            report.bridges.append(BridgeFinding(bridge, Verdict.LEAKED, "it was torn down", deleted=True))
+        finish = links.delete(link.ifindex)
+    try:
+        deleted = finish()
+    except NetsweepError:
+        # They go with the bridge, and are no use where it stays.
+        with suppress(NetsweepError, ContentionError):
+            for route in routes:
+                links.delete_route(route)
+        raise
+    if deleted:
+        report.bridges.append(BridgeFinding(bridge, Verdict.LEAKED, "it was torn down", deleted=True))
 
 
 def _checked_bridge(link: Link | None, name: str, names: Names) -> Link | None:

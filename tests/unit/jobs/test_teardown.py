@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from ipaddress import ip_network
 from typing import Any
 
@@ -69,7 +70,6 @@ class Network:
         return self.gateways
 
     def delete_route(self, route: Route) -> None:
-        assert not self.host.lock_is_free()
         self.deleted_routes.append(route)
 
     def all(self) -> list[Link]:
@@ -84,15 +84,23 @@ class Network:
     def wait_until_quiet(self, ifindex: int) -> None:
         pass
 
-    def delete(self, ifindex: int) -> bool:
+    def delete(self, ifindex: int) -> Callable[[], bool]:
+        """It is gone at once; that it could not be deleted is said in the end, as by the kernel."""
         assert not self.host.lock_is_free()
         (name,) = [each.name for each in self.links.values() if each.ifindex == ifindex]
-        self.before_delete(name)
+        try:
+            self.before_delete(name)
+        except NetsweepError as error:
+            return partial(_raise, error)
         del self.links[name]
         self.host.alive.discard(name)
         self.deleted.append(name)
         self.host.events.append(f"delete {name}")
-        return True
+        return lambda: True
+
+
+def _raise(error: NetsweepError) -> bool:
+    raise error
 
 
 @pytest.fixture
