@@ -85,7 +85,8 @@ def _negated(report: Report, limit: int | None) -> Iterator[str]:
 def _bridge_line(finding: BridgeFinding) -> str:
     bridge = finding.bridge
     where = f" {bridge.subnet}" if bridge.subnet else ""
-    return f"bridge {escape(bridge.name)}{where} -- {finding.verdict.value}: {escape(finding.reason)}"
+    reason = finding.reason.removeprefix(f"{finding.verdict.value}: ")
+    return f"bridge {escape(bridge.name)}{where} -- {finding.verdict.value}: {escape(reason)}"
 
 
 def _torn_down(finding: BridgeFinding) -> str:

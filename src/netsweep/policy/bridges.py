@@ -51,7 +51,7 @@ class BridgePolicy:
         if bridge.kind != "bridge":
             return Verdict.FOREIGN, f"it is {_article(bridge.kind)}, not a bridge"
         if leased.alive:
-            return Verdict.LEASED, leased.alive
+            return Verdict.LEASED, f"leased: {leased.alive}"
         uses = [f"has port {port}" for port in bridge.ports] + list(bridge.uses)
         if uses:
             return Verdict.LIVE, ", ".join(uses)

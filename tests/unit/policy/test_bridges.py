@@ -36,7 +36,7 @@ def judged(leased: Leased = NOBODY, *, by: BridgePolicy | None = None, **bridge:
         ({"addresses": YOUNG}, Leased(), Verdict.UNDECIDABLE, "59 minutes old, and not leased"),
         ({"addresses": YOUNG}, DEAD, Verdict.LEAKED, "its lease names PID 4711, which is gone"),
         ({"addresses": ()}, DEAD, Verdict.LEAKED, "its lease names PID 4711, which is gone"),
-        ({}, ALIVE, Verdict.LEASED, "a running process (PID 4711) holds a lease for hm1"),
+        ({}, ALIVE, Verdict.LEASED, "leased: a running process (PID 4711) holds a lease for hm1"),
         ({"ports": ("tap1", "tap2")}, Leased(), Verdict.LIVE, "has port tap1, has port tap2"),
         ({"ports": ("tap1",)}, DEAD, Verdict.LIVE, "has port tap1"),
         ({"uses": ("mv0 is on top of it",)}, DEAD, Verdict.LIVE, "mv0 is on top of it"),
