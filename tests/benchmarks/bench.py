@@ -105,7 +105,7 @@ QUICK = Plan(
     lists=1,
     others=600,
     families=1,
-    bridges=20,
+    bridges=5,
 )
 ONE_BY_ONE_MAX = 900
 NEIGHBOURS_LEAKED = 900
@@ -554,7 +554,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small sizes and few repeats: does it all still work?")
     parser.add_argument("--backend", choices=BACKENDS, action="append", help="only this one; repeatable")
     parser.add_argument("--part", choices=PARTS, action="append", help="only this one; repeatable")
-    parser.add_argument("--bridges", metavar="N", type=int, help="how many leaked bridges (default: 500, 20 if quick)")
+    parser.add_argument("--bridges", metavar="N", type=int, help="how many leaked bridges (default: 500, 5 if quick)")
     parser.add_argument("--against", metavar="DIR", type=Path, help="another checkout, to be compared with this one")
     arguments = parser.parse_args()
     flavours = arguments.backend or list(BACKENDS)

@@ -14,7 +14,7 @@ TABLES = (
     "Waiting for the xtables lock",
     "`list` beside rules of others",
     "Sweeping 900 leaked rules of one family",
-    "Deleting 20 leaked bridges with 60 rules",
+    "Deleting 5 leaked bridges with 15 rules",
     "What eleven neighbours that take the subnet lock feel",
     "Targets",
 )
