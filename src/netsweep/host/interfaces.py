@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import errno
 import socket
-import struct
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from netsweep.errors import ContentionError, NetsweepError
 from netsweep.host.netlink import (
     HEADER,
+    IFINFOMSG,
     NETLINK_ROUTE,
     NLM_F_DUMP,
     NLM_F_REQUEST,
     NLMSG_ERROR,
     RTM_GETLINK,
     SEQUENCES,
+    SKIP_STATS,
     InterruptedDumpError,
     attribute,
     attributes,
@@ -31,14 +32,8 @@ from netsweep.host.netlink import (
     request,
 )
 
-_IFINFOMSG = struct.Struct("=BxHiII")
-"""``struct ifinfomsg``: family, type, index, flags, change."""
-
-_IFLA_IFNAME, _IFLA_EXT_MASK, _IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 3, 29, 52, 53
+_IFLA_IFNAME, _IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 3, 52, 53
 _IFNAMSIZ = 16
-
-_SKIP_STATS = attribute(_IFLA_EXT_MASK, struct.pack("=I", 1 << 3))
-"""RTEXT_FILTER_SKIP_STATS: leave out the counters, which are most of each answer."""
 
 _ABSENT = {_IFLA_IFNAME: {errno.ENODEV}, _IFLA_ALT_IFNAME: {errno.ENODEV, errno.ERANGE, errno.EINVAL}}
 """What the kernel answers where no interface has the name. To an alternative name: ERANGE where it is
@@ -190,12 +185,12 @@ class Interfaces:
 
 
 def _question(extra: bytes = b"", *, index: int = 0) -> bytes:
-    return _IFINFOMSG.pack(0, 0, index, 0, 0) + _SKIP_STATS + extra
+    return IFINFOMSG.pack(0, 0, index, 0, 0) + SKIP_STATS + extra
 
 
 def _names(buffer: bytes, offset: int, end: int) -> Iterator[str]:
     """The name and the alternative names in one message."""
-    for kind, data in attributes(buffer, offset + HEADER.size + _IFINFOMSG.size, end):
+    for kind, data in attributes(buffer, offset + HEADER.size + IFINFOMSG.size, end):
         if kind == _IFLA_PROP_LIST:
             names = [name for inner, name in attributes(data) if inner == _IFLA_ALT_IFNAME]
         elif kind == _IFLA_IFNAME:

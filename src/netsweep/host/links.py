@@ -21,6 +21,7 @@ from netsweep.host.clocks import address_clock, age_of
 from netsweep.host.namespaces import OWN, other_namespaces, socket_in
 from netsweep.host.netlink import (
     HEADER,
+    IFINFOMSG,
     NETLINK_ROUTE,
     NLM_F_ACK,
     NLM_F_DUMP,
@@ -33,6 +34,7 @@ from netsweep.host.netlink import (
     RTM_GETNSID,
     RTM_GETROUTE,
     SEQUENCES,
+    SKIP_STATS,
     InterruptedDumpError,
     attribute,
     attributes,
@@ -46,9 +48,6 @@ from netsweep.host.netlink import (
 )
 from netsweep.model import Address
 
-_IFINFOMSG = struct.Struct("=BxHiII")
-"""``struct ifinfomsg``: family, type, index, flags, change."""
-
 _IFADDRMSG = struct.Struct("=BBBBI")
 """``struct ifaddrmsg``: family, prefix length, flags, scope, index."""
 
@@ -60,16 +59,13 @@ _CACHEINFO = struct.Struct("=IIII")
 """``struct ifa_cacheinfo``: preferred, valid, cstamp, tstamp."""
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
-_IFLA_EXT_MASK, _IFLA_PROMISCUITY, _IFLA_LINK_NETNSID, _IFLA_XDP = 29, 30, 37, 43
+_IFLA_PROMISCUITY, _IFLA_LINK_NETNSID, _IFLA_XDP = 30, 37, 43
 _IFLA_TARGET_NETNSID, _IFLA_PROP_LIST, _IFLA_ALT_IFNAME, _IFLA_ALLMULTI = 46, 52, 53, 61
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_XDP_ATTACHED = 1, 2, 2
 _IFLA_VXLAN_LINK = 3
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_CACHEINFO = 1, 2, 6
 _RTA_DST, _RTA_OIF = 1, 4
 _NETNSA_NSID, _NETNSA_FD = 1, 3
-
-_SKIP_STATS = attribute(_IFLA_EXT_MASK, struct.pack("=I", 1 << 3))
-"""RTEXT_FILTER_SKIP_STATS."""
 
 _QUICK = 0.0003
 """Seconds that an answer takes at most where nobody holds the kernel's RTNL lock: 0.04 ms is usual."""
@@ -143,12 +139,12 @@ class Links:
 
     def all(self) -> list[Link]:
         """Every link here."""
-        return [_link(*message) for message in self._dump_links(_SKIP_STATS)]
+        return [_link(*message) for message in self._dump_links(SKIP_STATS)]
 
     def find(self, *, ifindex: int = 0, name: str = "") -> Link | None:
         """The link that has an index, or a name or alternative name; ``None`` where there is none."""
         named = attribute(_IFLA_IFNAME, name.encode("utf-8", "surrogateescape") + b"\0") if name else b""
-        answer = self._ask(RTM_GETLINK, _IFINFOMSG.pack(0, 0, ifindex, 0, 0) + _SKIP_STATS + named, "asking for a link")
+        answer = self._ask(RTM_GETLINK, IFINFOMSG.pack(0, 0, ifindex, 0, 0) + SKIP_STATS + named, "asking for a link")
         if isinstance(answer, int):
             if answer == errno.ENODEV:
                 return None
@@ -157,7 +153,7 @@ class Links:
 
     def ports(self, ifindex: int) -> list[str]:
         """The names of the ports of the bridge with that index."""
-        wanted = _SKIP_STATS + attribute(_IFLA_MASTER, _INT.pack(ifindex))
+        wanted = SKIP_STATS + attribute(_IFLA_MASTER, _INT.pack(ifindex))
         # Kernels before 4.6 do not filter, and send all.
         return [link.name for message in self._dump_links(wanted) if (link := _link(*message)).master == ifindex]
 
@@ -256,11 +252,11 @@ class Links:
 
     def _dump_links(self, extra: bytes) -> Iterator[tuple[bytes, int, int]]:
         """The messages of a dump of links; an interrupted one counts where it cannot have missed any."""
-        everything = request(RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, _IFINFOMSG.pack(0, 0, 0, 0, 0) + extra)
+        everything = request(RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, IFINFOMSG.pack(0, 0, 0, 0, 0) + extra)
         last, ascending = 0, True
         try:
             for buffer, offset, end in dump(self._socket, everything, "reading links"):
-                index = _IFINFOMSG.unpack_from(buffer, offset + HEADER.size)[2]
+                index = IFINFOMSG.unpack_from(buffer, offset + HEADER.size)[2]
                 ascending, last = ascending and index > last, index
                 yield buffer, offset, end
         except InterruptedDumpError:
@@ -287,7 +283,7 @@ class Links:
         """Links of the namespace with that number that are on top of links of others; none where it is gone."""
         target = attribute(_IFLA_TARGET_NETNSID, _INT.pack(nsid))
         try:
-            links = [_link(*message) for message in self._dump_links(_SKIP_STATS + target)]
+            links = [_link(*message) for message in self._dump_links(SKIP_STATS + target)]
         except NetsweepError:
             if nsid in self._nsids():
                 raise
@@ -334,7 +330,7 @@ class _Deletion(threading.Thread):
     def run(self) -> None:
         try:
             with Links() as links:
-                self._code = links._do(RTM_DELLINK, _IFINFOMSG.pack(0, 0, self._ifindex, 0, 0))
+                self._code = links._do(RTM_DELLINK, IFINFOMSG.pack(0, 0, self._ifindex, 0, 0))
         except Exception as error:
             self._failed = error
 
@@ -359,7 +355,7 @@ def _tells_of_deletion(events: socket.socket, ifindex: int) -> bool:
             raise
         return False
     for offset, _, kind, _ in messages(buffer):
-        family, _, index, *_ = _IFINFOMSG.unpack_from(buffer, offset + HEADER.size)
+        family, _, index, *_ = IFINFOMSG.unpack_from(buffer, offset + HEADER.size)
         if kind == RTM_DELLINK and (family, index) == (socket.AF_UNSPEC, ifindex):
             return True
     return False
@@ -392,8 +388,8 @@ def find_at_once(*, ifindex: int = 0, name: str = "") -> Link | None:
 
 
 def _link(buffer: bytes, offset: int, end: int) -> Link:
-    index = _IFINFOMSG.unpack_from(buffer, offset + HEADER.size)[2]
-    read = dict(attributes(buffer, offset + HEADER.size + _IFINFOMSG.size, end))
+    index = IFINFOMSG.unpack_from(buffer, offset + HEADER.size)[2]
+    read = dict(attributes(buffer, offset + HEADER.size + IFINFOMSG.size, end))
     info = dict(attributes(read.get(_IFLA_LINKINFO, b"")))
     kind = _text(info[_IFLA_INFO_KIND]) if _IFLA_INFO_KIND in info else None
     # Those of a bridge are timers, most of them.

@@ -36,6 +36,9 @@ TRANSIENT = frozenset({errno.EINTR, errno.EAGAIN, errno.EBUSY, errno.ENOBUFS, er
 MAX_ERRNO = 4095
 """linux/err.h."""
 
+IFINFOMSG = struct.Struct("=BxHiII")
+"""``struct ifinfomsg``: family, type, index, flags, change."""
+
 _SEQUENCE = struct.Struct("=I")
 _SEQUENCE_OFFSET = 8
 _ATTRIBUTE = struct.Struct("=HH")
@@ -202,3 +205,7 @@ def attributes(
         found.append((kind & _TYPE_MASK, buffer[offset + 4 : offset + length]))
         offset += length + 3 & ~3
     return found
+
+
+SKIP_STATS = attribute(29, struct.pack("=I", 1 << 3))
+"""IFLA_EXT_MASK with RTEXT_FILTER_SKIP_STATS: leave out the counters of links, which are most of each answer."""

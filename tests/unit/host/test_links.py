@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from netsweep.errors import ContentionError, NetsweepError
-from netsweep.host import links
+from netsweep.host import links, netlink
 from netsweep.host.links import Link, Links, find_at_once
 from netsweep.host.netlink import HEADER, attribute
 
@@ -82,7 +82,7 @@ INDEX = 9
 def told(kind: str, *, link: int | None = None, nsid: int | None = None, settings: bytes = b"") -> Link:
     """What is understood of the kernel's message on a link of that kind."""
     info = attribute(links._IFLA_INFO_KIND, kind.encode() + b"\0") + attribute(links._IFLA_INFO_DATA, settings)
-    message = bytes(HEADER.size) + links._IFINFOMSG.pack(0, 0, INDEX, 0, 0) + attribute(links._IFLA_IFNAME, b"x0\0")
+    message = bytes(HEADER.size) + netlink.IFINFOMSG.pack(0, 0, INDEX, 0, 0) + attribute(links._IFLA_IFNAME, b"x0\0")
     for number, value in ((links._IFLA_LINK, link), (links._IFLA_LINK_NETNSID, nsid)):
         message += b"" if value is None else attribute(number, struct.pack("=i", value))
     message += attribute(links._IFLA_LINKINFO, info)
