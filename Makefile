@@ -39,7 +39,7 @@ demo: iptables .venv/installed ## See netsweep at work in a network namespace th
 	@$(BIN)/netsweep demo
 
 test: kernel-packages lint ## Lint, check types and run all tests; those that need the kernel need root
-	$(BIN)/python -m pytest $(COVERAGE)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(COVERAGE)
 
 lint: .venv/installed-dev ## Check style, types, and that imports keep to the layers
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
 from collections.abc import Generator, Iterator
@@ -14,6 +15,7 @@ NEED_KERNEL = (Path(__file__).parent / "netns", Path(__file__).parent / "benchma
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "kernel: needs root, for network namespaces with rules in them")
+    config.addinivalue_line("markers", "alone: keeps the machine busy, or measures time: no other test runs meanwhile")
 
 
 def needs_kernel(item: pytest.Item) -> bool:
@@ -24,6 +26,18 @@ def needs_kernel(item: pytest.Item) -> bool:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if os.geteuid() and needs_kernel(item):
         pytest.skip("needs root, for network namespaces with rules in them")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Let a test that is to be alone wait for those of the other pytest-xdist workers, and these for it."""
+    how = fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH
+    # Files that are there anyway.
+    with open(__file__) as queue, open(item.config.rootpath / "pyproject.toml") as lock:
+        fcntl.flock(queue, fcntl.LOCK_EX)  # who waits for the lock comes before those that come later
+        fcntl.flock(lock, how)
+        fcntl.flock(queue, fcntl.LOCK_UN)
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True)

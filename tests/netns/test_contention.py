@@ -54,6 +54,8 @@ from tests.soak import (
     writers,
 )
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture
 def host(ns: Namespace) -> Host:

@@ -411,12 +411,12 @@ def test_a_bridge_whose_other_name_another_process_leases_is_left_alone(
     assert (network.deleted, leased(host)) == ([], ["hm1", "hm2", "hm3", "hm6"])
 
 
-@pytest.mark.parametrize("pid", [None, os.getpid()])
+@pytest.mark.parametrize("whose", ["ours", "dead"])
 def test_a_bridge_whose_other_name_nobody_else_leases_goes(
-    host: Host, network: Network, firewall: Firewall, pid: int | None
+    host: Host, network: Network, firewall: Firewall, whose: str
 ) -> None:
     network.links["hm1"] = network.links["hm1"]._replace(aliases=("hm6",))
-    add_lease(host, "hm6", pid or ended_process())
+    add_lease(host, "hm6", os.getpid() if whose == "ours" else ended_process())
     assert down(host, "hm1").bridges_deleted == 1
 
 
