@@ -212,7 +212,7 @@ def subnets(text: str) -> range:
     """
     from ipaddress import IPv4Address, IPv4Network
 
-    first, dash, last = text.replace("\N{EN DASH}", "-").partition("-")
+    first, dash, last = text.replace("\u2013", "-").partition("-")
     try:
         if dash:
             ends = int(IPv4Address(first.strip())), int(IPv4Address(last.strip()))
