@@ -511,28 +511,44 @@ def test_handles_tell_twins_apart_and_a_twin_made_anew_is_another_rule(table: Na
     assert comments(table) == ["other", "hm-c"]
 
 
-def test_a_dump_that_skipped_rules_is_not_complete_though_the_kernel_says_nothing(
-    ns: Namespace, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("gone", [1, 700], ids=["some-between", "all-behind"])
+def test_a_dump_that_skipped_rules_is_not_complete_though_the_kernel_says_nothing_and_the_next_fills_the_gap(
+    ns: Namespace, monkeypatch: pytest.MonkeyPatch, gone: int
 ) -> None:
     """Rules leave their chain after the generation was counted up, so a dump that begins in between is not told."""
     ns.restore("nft", restore_input({"filter": [f"-A FORWARD -i hm{number} -j ACCEPT" for number in range(800)]}))
-    whole = netlink.dump
+    whole, changes = netlink.dump, [restore_input({"filter": ["-D FORWARD 1"] * gone})]
 
     def told_nothing(sock: socket.socket, request: bytes, doing: str) -> Iterator[tuple[bytes, int, int]]:
         with suppress(netlink.InterruptedDumpError):
             for number, message in enumerate(whole(sock, request, doing)):
-                if number == 1 and doing == f"reading {FORWARD}":
-                    ns.run(*["iptables-nft", "-D", "FORWARD", "1"])
+                if number == 1 and doing == f"reading {FORWARD}" and changes:
+                    ns.restore("nft", changes.pop())
                 yield message
 
+    monkeypatch.setattr(netlink, "_AT_ONCE_MAX", 1)
     monkeypatch.setattr(netlink, "dump", told_nothing)
 
     def look(backend: Backend) -> None:
-        scan = read(backend, FORWARD)
-        assert len(scan.rules) == 799
+        tables = [table for table in backend.tables() if table == FILTER]
+        scan = backend.read(tables, lambda chain: chain == FORWARD)
         assert not scan.complete
+        assert len(scan.rules) < 800
+        scan = backend.read(tables, lambda chain: chain == FORWARD, again=True)
+        assert scan.complete
+        assert {f"hm{number}" for number in range(gone, 800)} <= {str(rule.spec.in_interface) for rule in scan.rules}
+        assert [rule.position for rule in scan.rules] == sorted(rule.position for rule in scan.rules)
 
     within(ns, look)
+
+
+def test_who_only_looks_joins_no_group_and_keeps_nobody_waiting(table: Namespace) -> None:
+    def look(backend: Backend) -> None:
+        assert len(read(backend, FORWARD).rules) == 3
+        assert isinstance(backend, NftablesBackend)
+        assert backend._commits is None
+
+    within(table, look, writes=False)
 
 
 def test_waiting_for_a_commit_that_is_under_way_changes_nothing(table: Namespace) -> None:

@@ -21,9 +21,9 @@ class Scan:
     """What reading some chains found.
 
     ``rules`` are those that may concern us, chain by chain and in chain order; ``scanned`` counts all that
-    were read. ``chains`` are the chains that exist and were wanted. ``complete`` is False where rules may have been
-    missed because the chains changed while they were read; ``more`` is True where the rest was left for
-    another time.
+    were read. ``chains`` are the chains that exist and were wanted. ``complete`` is False where rules that were there
+    from the beginning may have been missed because the chains changed while they were read; ``more`` is True where the
+    rest was left for another time.
     """
 
     rules: list[Rule] = field(default_factory=list)
@@ -109,11 +109,19 @@ class Backend(Protocol):
         """
         ...
 
-    def read(self, tables: Collection[Table], wanted: Callable[[Chain], bool], limit: int | None = None) -> Scan:
+    def read(
+        self,
+        tables: Collection[Table],
+        wanted: Callable[[Chain], bool],
+        limit: int | None = None,
+        *,
+        again: bool = False,
+    ) -> Scan:
         """Read those chains of ``tables`` that are ``wanted``, without any lock.
 
         The tables are some of those that :meth:`tables` returned. ``limit``: how many rules of a chain to
-        read at once where that is faster than to read all. Raises
+        read at once where that is faster than to read all. ``again``: the last reading was not complete; go on
+        with it, and return all that was read since it began. Raises
         :class:`~netsweep.errors.ContentionError` where they could not be read because they were changing.
         """
         ...

@@ -78,7 +78,14 @@ class MemoryBackend:
     def tables(self) -> Sequence[Table]:
         return list(dict.fromkeys(chain.table for chain in self._chains))
 
-    def read(self, tables: Collection[Table], wanted: Callable[[Chain], bool], limit: int | None = None) -> Scan:
+    def read(
+        self,
+        tables: Collection[Table],
+        wanted: Callable[[Chain], bool],
+        limit: int | None = None,
+        *,
+        again: bool = False,
+    ) -> Scan:
         self.before_read()
         scan = Scan(chains=[chain for chain in self._chains if chain.table in tables and wanted(chain)])
         for chain in scan.chains:

@@ -14,6 +14,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 
 from netsweep.errors import ContentionError, NetsweepError, NotPermittedError
 
@@ -58,6 +59,11 @@ _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 
 
 _DUMP_SIZE = 1 << 15
+
+_AT_ONCE = int(socket.MSG_DONTWAIT)
+
+_AT_ONCE_MAX = 64
+"""Datagrams of a dump that are received before the first is looked at: 2 MiB, 4,000 rules."""
 
 
 class MalformedError(NetsweepError):
@@ -115,6 +121,18 @@ def receive(sock: socket.socket, flags: int = 0) -> bytes:
     return sock.recv(max(size, _DUMP_SIZE), flags)
 
 
+def _received(sock: socket.socket) -> list[bytes]:
+    """The next datagrams of a dump: the kernel makes each when the one before is received.
+
+    So what is done with one before the next is received gives others time to change what is dumped.
+    """
+    buffers = [receive(sock)]
+    with suppress(BlockingIOError):
+        while len(buffers) < _AT_ONCE_MAX:
+            buffers.append(receive(sock, _AT_ONCE))
+    return buffers
+
+
 def request(kind: int, flags: int, body: bytes, sequence: int = 0) -> bytes:
     """A message of type ``kind``; ``body`` is all that follows its header."""
     return HEADER.pack(HEADER.size + len(body), kind, flags, sequence, 0) + body
@@ -145,20 +163,20 @@ def dump(sock: socket.socket, request: bytes, doing: str) -> Iterator[tuple[byte
     try:
         sock.send(request[:_SEQUENCE_OFFSET] + sequence + request[after:])
         while True:
-            buffer = receive(sock)
-            # A dump that was given up before its end may still be sending; a datagram answers one request.
-            if buffer[_SEQUENCE_OFFSET:after] != sequence:
-                continue
-            for offset, end, kind, flags in messages(buffer):
-                changed = bool(flags & NLM_F_DUMP_INTR)
-                interrupted = interrupted or changed
-                if kind in (NLMSG_ERROR, NLMSG_DONE):
-                    if code := error_code(buffer, offset, end):
-                        raise refused(code, doing)
-                    if interrupted:
-                        raise InterruptedDumpError(f"{doing}: changed while being read", at_end=changed)
-                    return
-                yield buffer, offset, end
+            for buffer in _received(sock):
+                # A dump that was given up before its end may still be sending; a datagram answers one request.
+                if buffer[_SEQUENCE_OFFSET:after] != sequence:
+                    continue
+                for offset, end, kind, flags in messages(buffer):
+                    changed = bool(flags & NLM_F_DUMP_INTR)
+                    interrupted = interrupted or changed
+                    if kind in (NLMSG_ERROR, NLMSG_DONE):
+                        if code := error_code(buffer, offset, end):
+                            raise refused(code, doing)
+                        if interrupted:
+                            raise InterruptedDumpError(f"{doing}: changed while being read", at_end=changed)
+                        return
+                    yield buffer, offset, end
     except OSError as error:
         raise refused(error.errno or errno.EIO, doing) from error
 

@@ -287,10 +287,14 @@ def _read(
     def wanted(chain: Chain) -> bool:
         return options.allows(chain) and (everywhere or options.selects(chain))
 
+    again = False
+
     def read() -> tuple[Sequence[Table], Scan]:
+        nonlocal again
         tables = backend.tables()
-        scan = backend.read([table for table in tables if table.family in families], wanted, limit)
-        if not scan.complete and not patience.exhausted:
+        scan = backend.read([table for table in tables if table.family in families], wanted, limit, again=again)
+        again = not scan.complete
+        if again and not patience.exhausted:
             raise ContentionError("the rules changed while they were read")
         return tables, scan
 

@@ -44,7 +44,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 def dumped(pair: tuple[socket.socket, socket.socket], answer: Callable[[int], list[bytes]]) -> Iterator[bytes]:
     """What ``dump`` yields where the kernel answers with the datagrams of ``answer(sequence)``."""
     ours, kernel = pair
-    ours.settimeout(20)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 20, 0))
 
     def play() -> None:
         asked = kernel.recv(1000)

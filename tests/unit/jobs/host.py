@@ -58,7 +58,14 @@ class Firewall(MemoryBackend):
     def identities(self, chain: Chain = FORWARD) -> list[bytes]:
         return [rule.undo.identity for rule in self.rules(self.of(chain)) if rule.undo]
 
-    def read(self, tables: Collection[Table], wanted: Callable[[Chain], bool], limit: int | None = None) -> Scan:
+    def read(
+        self,
+        tables: Collection[Table],
+        wanted: Callable[[Chain], bool],
+        limit: int | None = None,
+        *,
+        again: bool = False,
+    ) -> Scan:
         self._note(f"read {self.name}")
         scan = super().read(tables, wanted, limit)
         scan.complete = self.complete

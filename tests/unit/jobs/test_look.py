@@ -383,9 +383,9 @@ def test_what_may_go_is_all_that_is_read_and_not_a_part(host: Host, monkeypatch:
     limits: list[int | None] = []
     read = Firewall.read
 
-    def noted(firewall: Firewall, tables: Any, wanted: Any, limit: int | None = None) -> Any:
+    def noted(firewall: Firewall, tables: Any, wanted: Any, limit: int | None = None, **options: Any) -> Any:
         limits.append(limit)
-        return read(firewall, tables, wanted, limit)
+        return read(firewall, tables, wanted, limit, **options)
 
     monkeypatch.setattr(Firewall, "read", noted)
     host.firewall("hmdead")

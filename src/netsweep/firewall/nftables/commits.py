@@ -18,6 +18,7 @@ import ctypes
 import errno
 import socket
 import struct
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 from netsweep.errors import ContentionError, NetsweepError
@@ -67,12 +68,13 @@ class Commits:
 
     ``generation`` is the newest one; give it the one that is read right after :meth:`settle`. ``changed``
     are the rules that others made, replaced or deleted, and the chains and tables that they deleted;
-    ``losses`` says how often there may have been more.
+    ``deletions`` counts the rules that left each chain; ``losses`` says how often there may have been more.
     """
 
     def __init__(self) -> None:
         self.generation = 0
         self.changed: set[Changed] = set()
+        self.deletions = Counter[Chain]()
         self.losses = 0
         self._answers: list[tuple[int, int]] = []
         self._chains: dict[tuple[Family, bytes, bytes], Chain] = {}
@@ -207,6 +209,7 @@ class Commits:
             if chain is None:
                 chain = self._chains[names] = Chain(Table("nft", family, text(names[1])), text(names[2]))
             self.changed.add((chain, int.from_bytes(found.get(nft.RULE_HANDLE, b""), "big")))
+            self.deletions[chain] += what == nft.DELRULE
         elif family and what == nft.DELCHAIN:
             found = dict(netlink.attributes(buffer, start, end))
             table = Table("nft", family, text(found.get(nft.CHAIN_TABLE, b"")))

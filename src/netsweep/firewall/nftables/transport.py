@@ -9,14 +9,13 @@ under it, and a table that is made anew starts its handles again. So every batch
 from __future__ import annotations
 
 import errno
+import operator
 import socket
 import struct
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
-from typing import NamedTuple
 
 from netsweep.errors import ContentionError, NetsweepError, NoBackendError, NotPermittedError, TableError
 from netsweep.firewall import Addition, Scan, Standing, Transaction
@@ -24,6 +23,7 @@ from netsweep.firewall.extensions import text
 from netsweep.firewall.nftables import messages as nft
 from netsweep.firewall.nftables.codec import LOOKS_UP, MATCHES_BY_NUMBER, read_rule, spec_of
 from netsweep.firewall.nftables.commits import Changed, Commits, TooLateError, is_among
+from netsweep.firewall.nftables.dumps import Dump, Gathered
 from netsweep.firewall.nftables.modules import kernel_has_nf_tables
 from netsweep.host import netlink
 from netsweep.host.netlink import NETLINK_NETFILTER, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_ERROR
@@ -58,6 +58,7 @@ class NftablesBackend:
         self._writes = writes
         self._socket: socket.socket | None = None
         self._commits: Commits | None = None
+        self._gathered: dict[Chain, Gathered] = {}
         self._stale: set[Changed] = set()
         self._owners: dict[Table, int] = {}
         self._incarnations: dict[Table, int] = {}
@@ -91,15 +92,28 @@ class NftablesBackend:
             self._owners[table] = int.from_bytes(found.get(nft.TABLE_OWNER, b""), "big")
         return table
 
-    def read(self, tables: Collection[Table], wanted: Callable[[Chain], bool], limit: int | None = None) -> Scan:
-        scan = Scan(chains=list(filter(wanted, self._chains(tables))))
-        if self._writes and scan.chains:
-            self._following()
-        for chain in scan.chains:
-            read = self._read(chain, scan.rules, limit)
-            scan.scanned[chain] += read.rules
-            scan.complete = scan.complete and read.complete
-            scan.more = scan.more or read.rules == limit
+    def read(
+        self,
+        tables: Collection[Table],
+        wanted: Callable[[Chain], bool],
+        limit: int | None = None,
+        *,
+        again: bool = False,
+    ) -> Scan:
+        if not again:
+            self._gathered = {chain: Gathered() for chain in filter(wanted, self._chains(tables))}
+            if self._writes and self._gathered:
+                self._following()
+        scan = Scan(chains=list(self._gathered))
+        for chain, gathered in self._gathered.items():
+            if not gathered.complete:
+                self._read(chain, gathered, limit)
+            scan.rules += sorted(gathered.rules.values(), key=operator.attrgetter("position"))
+            scan.scanned[chain] = gathered.read
+            scan.complete = scan.complete and gathered.complete
+            scan.more = scan.more or gathered.read == limit
+        if scan.complete:
+            self._gathered = {}
         return scan
 
     def _chains(self, tables: Collection[Table]) -> list[Chain]:
@@ -181,35 +195,55 @@ class NftablesBackend:
             self._socket.close()
             self._socket = None
 
-    def _read(self, chain: Chain, rules: list[Rule], limit: int | None) -> _Read:
-        """Add the rules of a chain that are ours to ``rules``, and say whether none was missed up to ``limit``.
+    def _read(self, chain: Chain, gathered: Gathered, limit: int | None) -> None:
+        """Dump a chain, or its first ``limit`` rules, and add what that shows to ``gathered``.
 
         The kernel starts each 32 KiB of a dump from the head of the chain, so the time for a dump grows
         with the square of its length.
         """
         undo_of = self._undo_reader(chain.table) if self._undo else None
-        dump = _Dump(self._open(), chain)
-        position, seen = 0, set[int]()
+        before = self._departures(chain)
+        dump = Dump(self._open(), chain)
+        position = 0
         for position, (handle, content, message) in enumerate(dump, 1):
-            if any(map(content.__contains__, self._prefilter)) and handle not in seen:
-                seen.add(handle)
+            if any(map(content.__contains__, self._prefilter)):
                 undo = undo_of(message) if undo_of else None
                 if undo:
                     self._identities[content] = undo.identity
-                rules.append(Rule(chain, position, handle, self._spec(chain, content, message), undo))
+                gathered.rules[handle] = Rule(chain, position, handle, self._spec(chain, content, message), undo)
             if position == limit:
                 # The rest of the answer goes with its socket.
                 self._close_socket()
-                return _Read(position, dump.gapless)
-        return _Read(position, dump.complete)
+                dump.end()
+                break
+        else:
+            # To follow commits makes others wait (Commits.settle), so who only looks relies on what the kernel says.
+            proven = before is not None and before == self._departures(chain)
+            if proven if self._commits else not dump.changed_at_end:
+                dump.end()
+        gathered.add(dump.runs)
+        gathered.read = position
+
+    def _departures(self, chain: Chain) -> int | None:
+        """How many rules have left ``chain`` since commits are followed; ``None`` where that is not known.
+
+        Rules leave a chain after their commit has counted the generation up, and before it is told.
+        """
+        if self._commits is None:
+            return None
+        generation = self._generation()
+        with suppress(ContentionError):  # what was lost counts
+            self._commits.follow()
+        told = self._commits.generation == generation
+        return self._commits.losses + self._commits.deletions[chain] if told else None
 
     def _order(self, generation: int, chain: Chain) -> list[Standing]:
         """All rules of ``chain``; raises :class:`ContentionError` where it changed while it was read."""
         known_at, order = self._orders.get(chain, (None, []))
         if known_at != generation:
-            dump = _Dump(self._open(), chain)
+            dump = Dump(self._open(), chain)
             order = [Standing(self._identity(content, message), handle) for handle, content, message in dump]
-            if not dump.complete:
+            if len(dump.runs) > 1 or dump.changed_at_end:
                 raise ContentionError(f"{chain} changed while it was read")
             self._orders[chain] = generation, order
         return order
@@ -241,7 +275,7 @@ class NftablesBackend:
             handle = nft.attribute(nft.RULE_HANDLE, struct.pack(">Q", rule.handle or 0))
             answer = self._ask(nft.GETRULE, rule.chain.table, where + handle)
             if answer == errno.EPERM:  # it is longer than a page (nf_tables_getrule)
-                found = [message for each, _, message in _Dump(self._open(), rule.chain) if each == rule.handle]
+                found = [message for each, _, message in Dump(self._open(), rule.chain) if each == rule.handle]
                 answer = found[0] if found else errno.ENOENT
             if not isinstance(answer, int):
                 rest = nft.reader(rule.chain)(answer, 0, len(answer))[2]
@@ -318,57 +352,6 @@ class NftablesBackend:
     def refused(self, size: int) -> None:
         """Let the next batch be smaller than the one of ``size`` rules that came too late."""
         self.batch = max(BATCH_MIN, min(size, self.batch) // 2)
-
-
-class _Read(NamedTuple):
-    rules: int
-    complete: bool
-
-
-class _Dump:
-    """The rules of a chain: handle, content and message of each; ``complete`` says whether these are all.
-
-    ``gapless``: none was missed before the last that was read.
-
-    Each rule of a dump carries the handle of the rule before it, so where that is the handle of the rule
-    that was dumped before, none was skipped, whatever the kernel says of changes meanwhile. It may say
-    nothing: rules leave a chain after the generation was counted up, and a dump goes on by the number of
-    rules in front (nf_tables_dump_rules), so one that begins in between skips some (six of 1,077 deletions
-    of 200 rules did that to a dump beside them). What the handles do not prove is that nothing was skipped
-    behind the last rule; for that, nothing may have changed between the last two messages, which the
-    kernel says of the last.
-    """
-
-    def __init__(self, sock: socket.socket, chain: Chain) -> None:
-        self.complete = False
-        self.gapless = True
-        self._sock = sock
-        self._chain = chain
-
-    def __iter__(self) -> Iterator[tuple[int, bytes, bytes]]:
-        chain, taken_apart = self._chain, nft.reader(self._chain)
-        question = nft.request(
-            nft.GETRULE,
-            NLM_F_REQUEST | NLM_F_DUMP,
-            chain.table,
-            nft.names(nft.RULE_TABLE, nft.RULE_CHAIN, chain),
-        )
-        last: int | None = None
-        recent: deque[int] = deque(maxlen=BATCH_MAX)
-        try:
-            for buffer, offset, end in netlink.dump(self._sock, question, f"reading {chain}"):
-                handle, before, rest = taken_apart(buffer, offset, end)
-                if before != last:
-                    if handle in recent:
-                        continue  # rules that were put in ahead of the cursor make the dump repeat some
-                    self.gapless = False
-                recent.append(handle)
-                last = handle
-                yield handle, buffer[rest:end], buffer[offset:end]
-        except netlink.InterruptedDumpError as interrupted:
-            self.complete = self.gapless and not interrupted.at_end
-        else:
-            self.complete = self.gapless
 
 
 class _Transaction:

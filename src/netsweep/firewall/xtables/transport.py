@@ -42,7 +42,14 @@ class XtablesBackend:
     def tables(self) -> Sequence[Table]:
         return existing_tables()
 
-    def read(self, tables: Collection[Table], wanted: Callable[[Chain], bool], limit: int | None = None) -> Scan:
+    def read(
+        self,
+        tables: Collection[Table],
+        wanted: Callable[[Chain], bool],
+        limit: int | None = None,
+        *,
+        again: bool = False,
+    ) -> Scan:
         scan = Scan()
         for table in tables:
             with _opened(table) as snapshot:
