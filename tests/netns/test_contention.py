@@ -173,6 +173,21 @@ def test_netsweep_waits_while_flock_holds_the_subnet_lock(ns: Namespace, flavour
     assert "Deleted 3 orphaned rules" in end(sweep, 0)
 
 
+@pytest.mark.parametrize(("nice", "priority"), [(0, -10), (15, 5)])
+def test_a_sweep_is_not_kept_waiting_for_a_cpu_and_keeps_its_place_among_others(
+    ns: Namespace, nice: int, priority: int
+) -> None:
+    """Where there is nothing to wait for but a look, and no lock."""
+    ns.run("mkfifo", str(ns.lease_file))
+    ns.restore("nft", leaks(["hmdead"]))
+    sweep = ns.start("nice", "-n", str(nice), *NETSWEEP, "sweep", "--settle", "1")
+    deadline = time.monotonic() + 10
+    while os.getpriority(os.PRIO_PROCESS, sweep.pid) != priority:
+        assert time.monotonic() < deadline
+    ns.lease_file.unlink()
+    sweep.communicate(timeout=30)
+
+
 def test_flock_waits_while_netsweep_holds_the_subnet_lock(ns: Namespace) -> None:
     # Each table is swept under a hold of its own.
     ns.restore("legacy", restore_input({"filter": leak("hmdead")["filter"]}))

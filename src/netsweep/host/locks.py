@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from netsweep.errors import BusyError, NetsweepError
+from netsweep.host import priority
 from netsweep.host.files import describe, open_or_create_regular
 from netsweep.host.processes import holders
 from netsweep.report import LockTimes
@@ -50,24 +51,25 @@ def held(times: LockTimes, timeout: float, *, mode: int, what: str, option: str)
     # Imported only by a run that takes a lock, and before it does.
     from filelock import unlock_descriptor
 
-    began = time.monotonic()
-    descriptor = _acquire(times.path, began + timeout, mode, what)
-    if descriptor is None:
-        raise BusyError(_busy(times.path, timeout, what, option))
-    acquired = time.monotonic()
-    try:
-        times.waited_ms += (acquired - began) * 1000
-        yield
-    finally:
-        # Read first: a process that waits for the lock may get the processor with it.
-        held_ms = (time.monotonic() - acquired) * 1000
+    with priority.hurried():
+        began = time.monotonic()
+        descriptor = _acquire(times.path, began + timeout, mode, what)
+        if descriptor is None:
+            raise BusyError(_busy(times.path, timeout, what, option))
+        acquired = time.monotonic()
         try:
-            # Closing is not enough: a child that was forked meanwhile has the descriptor too.
-            unlock_descriptor(descriptor)
+            times.waited_ms += (acquired - began) * 1000
+            yield
         finally:
-            os.close(descriptor)
-            times.held_ms += held_ms
-            times.longest_ms = max(times.longest_ms, held_ms)
+            # Read first: a process that waits for the lock may get the processor with it.
+            held_ms = (time.monotonic() - acquired) * 1000
+            try:
+                # Closing is not enough: a child that was forked meanwhile has the descriptor too.
+                unlock_descriptor(descriptor)
+            finally:
+                os.close(descriptor)
+                times.held_ms += held_ms
+                times.longest_ms = max(times.longest_ms, held_ms)
 
 
 def _busy(path: str, timeout: float, what: str, option: str) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from netsweep.errors import NetsweepError, TableError
 from netsweep.firewall import Backend
-from netsweep.host import locks
+from netsweep.host import locks, priority
 from netsweep.jobs.locked import subnet_locked
 from netsweep.jobs.look import Judge, look_around, opened, reporting
 from netsweep.jobs.patience import Patience
@@ -107,6 +107,7 @@ def sweep(options: Options) -> Report:
                 if time.monotonic() > began + options.wait:
                     limit = None  # who leaks as fast as this deletes must not keep it going: the next look is the last
                 judge.policy.forget()
+                priority.calm_down()  # so many orphans take seconds
             report.add_orphans(judge.policy.found(kept))
         if failures or refused:
             raise TableError("; ".join([*failures, *refused.values()]))
