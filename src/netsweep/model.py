@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -79,8 +78,7 @@ class Interface(NamedTuple):
         return f"{'!' if self.negated else ''}{self.name}{'+' if self.wildcard else ''}"
 
 
-@dataclass(frozen=True, slots=True)
-class Spec:
+class Spec(NamedTuple):
     """What a rule says, wherever it stands (iptables(8): the rule specification).
 
     ``source``, ``destination`` and ``protocol`` begin with ``!`` where they are negated; a protocol is a
@@ -110,14 +108,15 @@ class Spec:
     by_set: bool = False
     unreadable: str | None = None
 
-    # What follows from a spec is cached by it, and rules with equal bytes share one object: hashing by identity is
-    # cheaper. Equal specs may hash differently.
-    __hash__ = object.__hash__
-
     @property
     def comment(self) -> str | None:
         """All comments as one text; ``None`` where there is none."""
         return " ".join(self.comments) if self.comments else None
+
+
+# What follows from a spec is cached by it, and rules with equal bytes share one object: hashing by identity is
+# cheaper. Equal specs may hash differently.
+Spec.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
 class Undo(NamedTuple):

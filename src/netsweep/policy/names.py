@@ -71,7 +71,8 @@ class Names:
             found.append(mention.group())
             # One name may begin within another: be-be-1.
             mention = self._mention(comment, mention.start() + 1)
-        found = [name for name in found if len(name) <= INTERFACE_NAME_MAX]
+        if found:
+            found = [name for name in found if len(name) <= INTERFACE_NAME_MAX]
         return found + self._glob_mentions(comment) if self._glob_mentions else found
 
     def owner(self, comment: str) -> str | None:

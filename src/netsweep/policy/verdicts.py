@@ -267,8 +267,10 @@ def _restricts(spec: Spec) -> bool:
 def _named_elsewhere(spec: Spec, names: Names) -> list[str]:
     """The names of ours that stand in a rule otherwise than in its ``-i`` and ``-o``."""
     named = [name for comment in spec.comments for name in names.mentioned(comment)]
-    named += [each.name for each in spec.physdev if not each.wildcard and names.owns(each.name)]
-    named += filter(names.owns, spec.devices)
+    if spec.physdev:
+        named += [each.name for each in spec.physdev if not each.wildcard and names.owns(each.name)]
+    if spec.devices:
+        named += filter(names.owns, spec.devices)
     return named
 
 

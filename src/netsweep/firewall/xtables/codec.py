@@ -7,13 +7,14 @@ Layouts are those of ``linux/netfilter_ipv4/ip_tables.h``, ``linux/netfilter_ipv
 from __future__ import annotations
 
 import struct
-import sys
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from netsweep.errors import NetsweepError
 from netsweep.firewall import extensions
-from netsweep.model import Family, Spec
+from netsweep.firewall.extensions import Extension
+from netsweep.model import Family, Interface, Spec
 
 
 class Layout(NamedTuple):
@@ -82,7 +83,7 @@ def parts(raw: bytes, layout: Layout) -> Iterator[tuple[int, int, str, int]]:
         length, name, revision = EXTENSION.unpack_from(raw, offset)
         if not EXTENSION_SIZE <= length <= end - offset:
             raise MalformedEntryError("a rule has a match or a target of a wrong size")
-        yield offset, length, extensions.text(name), revision
+        yield offset, length, _name(name), revision
         offset += length
 
 
@@ -96,12 +97,14 @@ def decode(raw: bytes, layout: Layout, target: bytes | None = None, *, jumps: bo
     fields = layout.fields.unpack_from(raw)
     source, destination, source_mask, destination_mask, in_name, out_name, in_mask, out_mask = fields[:8]
     protocol, flags, inverted = fields[8:]
-    found = [
-        extensions.read_match(name, revision, raw[offset + EXTENSION_SIZE : offset + length])
-        for offset, length, name, revision in matches
-    ]
-    names = [name for _, _, name, _ in matches if name != "comment"]
-    names += [f"more of {name}" for (_, _, name, _), each in zip(matches, found, strict=True) if each.more]
+    names, found = list[str](), list[Extension]()
+    for offset, length, name, revision in matches:
+        each = extensions.read_match(name, revision, raw[offset + EXTENSION_SIZE : offset + length])
+        found.append(each)
+        if name != "comment":
+            names.append(name)
+        if each.more:
+            names.append(f"more of {name}")
     if flags & layout.fragment:
         names.append("! -f" if inverted & _INVERT_FRAGMENT else "-f")
     if flags & layout.goto:
@@ -109,20 +112,36 @@ def decode(raw: bytes, layout: Layout, target: bytes | None = None, *, jumps: bo
     if target_name and not jumps:
         info = raw[target_at + EXTENSION_SIZE : target_at + target_size]
         found.append(extensions.read_target(target_name, target_revision, info))
+    comments, physdev, devices = tuple[str, ...](), tuple[Interface, ...](), tuple[str, ...]()
+    ports, unreadable = False, None
+    for each in found:
+        comments += each.comments
+        physdev += each.physdev
+        devices += each.devices
+        ports = ports or each.ports
+        unreadable = unreadable or each.unreadable
     return Spec(
         in_interface=extensions.interface(in_name, in_mask, inverted & _INVERT_IN),
         out_interface=extensions.interface(out_name, out_mask, inverted & _INVERT_OUT),
         source=_network(source, source_mask, inverted & _INVERT_SOURCE),
         destination=_network(destination, destination_mask, inverted & _INVERT_DESTINATION),
         protocol=extensions.protocol(protocol, inverted & _INVERT_PROTOCOL),
-        ports=any(each.ports for each in found),
-        matches=tuple(sorted(set(names))),
-        target=_target(raw, target_at, target_size, target_name if target is None else extensions.text(target)),
-        comments=tuple(dict.fromkeys(text for each in found for text in each.comments)),
-        physdev=tuple(port for each in found for port in each.physdev),
-        devices=tuple(device for each in found for device in each.devices),
-        unreadable=next((each.unreadable for each in found if each.unreadable), None),
+        ports=ports,
+        matches=_in_order(tuple(names)),
+        target=_target(raw, target_at, target_size, target_name if target is None else _name(target)),
+        comments=tuple(dict.fromkeys(comments)) if len(comments) > 1 else comments,
+        physdev=physdev,
+        devices=devices,
+        unreadable=unreadable,
     )
+
+
+_name = lru_cache(maxsize=256)(extensions.text)  # there are very many rules, and few extensions and targets
+
+
+@lru_cache(maxsize=256)
+def _in_order(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted(set(names)))
 
 
 def _network(address: bytes, mask: bytes, negated: int) -> str | None:
@@ -132,5 +151,4 @@ def _network(address: bytes, mask: bytes, negated: int) -> str | None:
 def _target(raw: bytes, offset: int, size: int, name: str) -> str | None:
     if not name and size >= EXTENSION_SIZE + 4:
         return _VERDICTS.get(struct.unpack_from("=i", raw, offset + EXTENSION_SIZE)[0])
-    # There are very many rules and few targets.
-    return sys.intern(name) or None
+    return name or None
