@@ -172,8 +172,8 @@ def together(host: Host, seconds: float, stop: threading.Event, tasks: Sequence[
     return sum((future.result() for future in futures), Tally())
 
 
-def sweep(host: Host) -> subprocess.CompletedProcess[str]:
-    return host.netsweep("sweep", "--format", "json")
+def sweep(host: Host, *options: str) -> subprocess.CompletedProcess[str]:
+    return host.netsweep("sweep", "--format", "json", *options)
 
 
 def dead_bridges(count: int, first: int = 0) -> list[str]:
@@ -571,10 +571,10 @@ def jobs(host: Host, flavour: str, seconds: float) -> Tally:
     return total
 
 
-def _sweep_until(host: Host, stop: threading.Event) -> Tally:
+def _sweep_until(host: Host, stop: threading.Event, *options: str) -> Tally:
     tally = Tally()
     while not stop.is_set():
-        tally.sweep(sweep(host))
+        tally.sweep(sweep(host, *options))
     return tally
 
 
@@ -968,6 +968,82 @@ class Returner:
         return tally
 
 
+# Profiles: networks of other software, which has no leases.
+
+
+def engines(host: Host, flavour: str, seconds: float) -> Tally:
+    """Networks as Docker's come and go, and some are forgotten, beside sweeps with its profile."""
+    stop = threading.Event()
+    for family in Engine.FAMILIES:
+        host.restore(flavour, restore_input({"filter": [":DOCKER - [0:0]"], "nat": [":DOCKER - [0:0]"]}), family)
+    foreign = Foreign(host, flavour)
+    crew = [Engine(host, flavour, stop) for _ in range(4)]
+    options = ("--profile", "docker")
+    sweeping = [lambda: _sweep_until(host, stop, *options)] * 2
+    total = together(host, seconds, stop, [*(engine.work for engine in crew), *sweeping])
+    total.sweep(sweep(host, *options))
+    foreign.check(total)
+    leaked = sum(engine.leaked for engine in crew)
+    total.expect(total.deleted >= leaked, f"{total.deleted} rules were deleted, {leaked} had leaked")
+    return total
+
+
+class Engine:
+    """Makes a network, lets it live for a while, and takes it down, or forgets its rules."""
+
+    FAMILIES: ClassVar = ("ipv4", "ipv6")
+    SUBNETS: ClassVar = {"ipv4": "172.{}.0.0/16", "ipv6": "fd00:{}::/64"}
+    RULES: ClassVar = {
+        "filter": [
+            "FORWARD -o {name} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+            "FORWARD -o {name} -j DOCKER",
+            "FORWARD -i {name} ! -o {name} -j ACCEPT",
+            "FORWARD -i {name} -o {name} -j ACCEPT",
+            "DOCKER ! -i {name} -o {name} -p tcp -m tcp --dport 80 -j ACCEPT",
+        ],
+        "nat": ["POSTROUTING -s {net} ! -o {name} -j MASQUERADE", "DOCKER -i {name} -j RETURN"],
+    }
+
+    def __init__(self, host: Host, flavour: str, stop: threading.Event) -> None:
+        self._host = host
+        self._flavour = flavour
+        self._stop = stop
+        self.leaked = 0
+
+    def work(self) -> Tally:
+        tally = Tally()
+        while not self._stop.is_set():
+            name, family = f"br-{random.randrange(1 << 48):012x}", random.choice(self.FAMILIES)
+            net = self.SUBNETS[family].format(random.randint(16, 31))
+            self._ip(tally, "link", "add", name, "type", "bridge")
+            self._change(tally, family, "-A", name, net)
+            expected = sum(map(len, self.RULES.values()))
+            for _ in range(random.randint(1, 3)):
+                time.sleep(random.uniform(0, 1))
+                standing = sum(name in rule for rule in _rules(self._host, self._flavour))
+                tally.expect(standing == expected, f"{standing} of {expected} rules of a network that lives stand")
+            ending = random.choice(["in order", "bridge first", "forgotten"])
+            tally.seen[f"networks taken down {ending}"] += 1
+            if ending == "in order":
+                self._change(tally, family, "-D", name, net)
+            self._ip(tally, "link", "del", name)
+            if ending == "bridge first":  # up to 0.1 s before its rules
+                time.sleep(random.uniform(0, 0.1))
+                self._change(tally, family, "-D", name, net)
+            elif ending == "forgotten":
+                self.leaked += expected
+        return tally
+
+    def _ip(self, tally: Tally, *arguments: str) -> None:
+        tally.call(self._host.run("ip", *arguments, check=False))
+
+    def _change(self, tally: Tally, family: str, action: str, name: str, net: str) -> None:
+        rules = {
+            table: [f"{action} {rule.format(name=name, net=net)}" for rule in own] for table, own in self.RULES.items()
+        }
+        tally.call(self._host.restore(self._flavour, restore_input(rules), family, check=False))
+
+
 # Journals: what was deleted and put back stands once, and nobody else's change is lost.
 
 
@@ -1232,13 +1308,14 @@ def _count_with_netsweep(path: Path, counter: Path, stop: threading.Event, timeo
 Scenario = Callable[[Host, str, float], Tally]
 
 SHARES: dict[str, tuple[Scenario, float]] = {
-    "writers": (writers, 0.15),
+    "writers": (writers, 0.12),
     "busy": (busy, 0.05),
-    "kills": (lambda host, flavour, seconds: kills(host, flavour, seconds, bridges=300), 0.15),
-    "jobs": (jobs, 0.10),
+    "kills": (lambda host, flavour, seconds: kills(host, flavour, seconds, bridges=300), 0.12),
+    "jobs": (jobs, 0.08),
     "reloads": (reloads, 0.10),
     "replacements": (replacements, 0.10),
     "returns": (returns, 0.08),
+    "engines": (engines, 0.08),
     "journals": (journals, 0.08),
     "networks": (networks, 0.10),
     "crowd": (lambda host, flavour, seconds: crowd(host, flavour, seconds, bridges=300), 0.05),

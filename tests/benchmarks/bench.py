@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -27,13 +28,22 @@ from typing import NamedTuple
 from tests.benchmarks import side_by_side
 from tests.benchmarks.contents import BACKENDS, CHAINS, DEAD, RULES_PER_BRIDGE, BenchmarkError, Contents, Cost
 from tests.benchmarks.figures import median_of, number, progress, ratio, read_locks, table
-from tests.benchmarks.neighbours import Call, LockWaits, Slice, feel, run_beside, wait_for_lock
+from tests.benchmarks.neighbours import (
+    Call,
+    LockWaits,
+    Slice,
+    feel,
+    neighbours,
+    overlapping,
+    run_beside,
+    wait_for_lock,
+)
 from tests.namespace import FAMILIES
 
 NETSWEEP = str(Path(sys.executable).parent / "netsweep")
 SWEEP = [NETSWEEP, "sweep"]
 LIST = [NETSWEEP, "list"]
-PARTS = ("sweeps", "neighbours", "locks", "list", "families", "bridges")
+PARTS = ("sweeps", "neighbours", "busy", "steady", "locks", "list", "families", "bridges")
 
 PLAIN = "netsweep"
 WITH_JSON = "netsweep --format json"
@@ -55,6 +65,14 @@ NEIGHBOUR_HEADS = (
     *("firewall", "beside", "calls", "failed", "p50 ms", "p99 ms", "worst ms"),
     *("p99 against no sweep", "sweep took"),
 )
+BUSY_HEADS = (
+    *("firewall", "beside", "sweeps", "p50 ms", "p90 ms", "p99 ms", "worst ms"),
+    *("p99 against idle", "longest hold of the subnet lock ms"),
+)
+STEADY_HEADS = (
+    *("firewall", "beside", "calls", "failed", "p50 ms", "p99 ms", "p99 of each while ms", "worst ms"),
+    *("p50 against no sweep", "p99 against no sweep", "longest hold of a lock ms"),
+)
 LIST_HEADS = ("firewall", "what", "runs", "wall ms", "CPU ms", "time against writing all out")
 BRIDGE_HEADS = (
     *("firewall", "what", "beside", "wall s", "ms for each bridge", "longest hold of the subnet lock ms"),
@@ -74,6 +92,9 @@ class Plan:
     repeats: dict[int, int]
     slow: dict[tuple[str, str, int], int]
     rounds: int
+    busy: int
+    steady: int
+    steady_seconds: int
     lock_samples: int
     lists: int
     others: int
@@ -91,6 +112,9 @@ FULL = Plan(
         ("nft", RESTORE, 90_000): 0,  # two minutes
     },
     rounds=12,
+    busy=100,
+    steady=12,
+    steady_seconds=5,
     lock_samples=100,
     lists=21,
     others=10_000,
@@ -101,6 +125,9 @@ QUICK = Plan(
     repeats={0: 1, 900: 1},
     slow={("legacy", ONE_BY_ONE, 900): 0, ("nft", ONE_BY_ONE, 900): 0},
     rounds=1,
+    busy=1,
+    steady=1,
+    steady_seconds=1,
     lock_samples=5,
     lists=1,
     others=600,
@@ -137,11 +164,20 @@ class Bridges(NamedTuple):
     calls: Sequence[Call] = ()
 
 
+class Busy(NamedTuple):
+    """One sweep: ms that it took, and ms of its longest single hold of the subnet lock."""
+
+    wall_ms: float
+    longest_ms: float
+
+
 @dataclass
 class Results:
     """All that was measured: runs by backend, leaked rules and contender; the others by backend.
 
-    ``holds``: the longest single hold of the subnet lock, in ms, of each sweep beside the neighbours.
+    ``holds``: the longest single hold of the subnet lock, in ms, of each sweep beside the neighbours. ``busy``: sweeps
+    by backend and who was beside. ``steady``: what neighbours felt by backend, with a sweep each second and without;
+    ``steady_holds``: the longest hold of a lock, in ms, of each of these sweeps.
     ``lists``: runs beside many rules of others, by backend and contender. ``families``: sweeps of rules of
     one family, by backend and family. ``bridges``: deletions of bridges, by backend, contender and who was beside.
     """
@@ -150,6 +186,9 @@ class Results:
     slices: dict[tuple[str, str], list[Slice]] = field(default_factory=lambda: defaultdict(list))
     locks: dict[str, LockWaits] = field(default_factory=dict)
     holds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    busy: dict[tuple[str, str], list[Busy]] = field(default_factory=lambda: defaultdict(list))
+    steady: dict[tuple[str, str], list[Slice]] = field(default_factory=lambda: defaultdict(list))
+    steady_holds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     lists: dict[tuple[str, str], list[Cost]] = field(default_factory=lambda: defaultdict(list))
     families: dict[tuple[str, str], list[Sample]] = field(default_factory=lambda: defaultdict(list))
     bridges: dict[tuple[str, str, str], Bridges] = field(default_factory=dict)
@@ -225,6 +264,43 @@ def measure_neighbours(contents: Contents, plan: Plan, results: Results) -> None
         slices = [(name, feel(contents, NEIGHBOURS_LEAKED, command, swept.seconds)) for name, command in others]
         for name, part in [*slices, (PLAIN, swept)]:
             results.slices[contents.flavour, name].append(part)
+
+
+def measure_busy(contents: Contents, plan: Plan, results: Results) -> None:
+    """Sweep the same rules again and again, alone and then beside the neighbours."""
+    for beside in (ALONE, BESIDE):
+        progress(f"{BACKENDS[contents.flavour]}: {plan.busy} sweeps, beside {beside}")
+        with neighbours(contents) if beside == BESIDE else nullcontext():
+            for _ in range(plan.busy):
+                contents.load(NEIGHBOURS_LEAKED)
+                cost = contents.measure([*SWEEP, "--format", "json"])
+                contents.check(f"netsweep beside {beside}")
+                longest_ms = read_locks(contents.output)["subnet"]["longest_ms"]
+                results.busy[contents.flavour, beside].append(Busy(cost.wall_ms, longest_ms))
+
+
+def measure_steady(contents: Contents, plan: Plan, results: Results) -> None:
+    """Let the neighbours work while a bridge leaks each second, and is swept in every other while."""
+    progress(f"{BACKENDS[contents.flavour]}: {plan.steady} times {plan.steady_seconds} s with a sweep each second")
+    contents.load(0)
+    whiles: list[tuple[str, float, float]] = []
+    with neighbours(contents) as calls:
+        for turn in range(2 * plan.steady):
+            # Which of the two comes first changes each time.
+            name = (PLAIN, NO_SWEEP)[(turn + turn // 2) % 2]
+            began = time.monotonic()
+            for second in range(1, plan.steady_seconds + 1):
+                contents.leak_one_more()
+                if name == PLAIN:
+                    contents.measure([*SWEEP, "--format", "json"])
+                    taken = [lock for lock in read_locks(contents.output).values() if lock]
+                    results.steady_holds[contents.flavour] += [lock["longest_ms"] for lock in taken]
+                time.sleep(max(0.0, began + second - time.monotonic()))
+            whiles.append((name, began, time.monotonic()))
+            contents.load(0)
+    for name, began, ended in whiles:
+        part = Slice(ended - began, True, overlapping(calls, began, ended))
+        results.steady[contents.flavour, name].append(part)
 
 
 def measure_lists(contents: Contents, plan: Plan, results: Results) -> None:
@@ -318,18 +394,19 @@ def targets(results: Results, flavour: str) -> list[Target]:
     faster = ratio(median(900, ONE_BY_ONE, "wall_ms"), median(900, PLAIN, "wall_ms"))
     felt = ratio(p99(results, flavour, PLAIN), p99(results, flavour, NO_SWEEP))
     listing = ratio(listed(results, flavour, LISTING), listed(results, flavour, SAVES[flavour]))
-    longest_hold = max(results.holds.get(flavour, []), default=None)
-    longest_sweep = max((part.seconds for part in results.slices.get((flavour, PLAIN), [])), default=None)
+    held = [*results.holds.get(flavour, []), *(each.longest_ms for each in results.busy.get((flavour, BESIDE), []))]
     found = [
-        target("subnet lock held, 900 orphans", median(900, WITH_JSON, "subnet_ms"), (5, 12), "ms"),
+        target("subnet lock held, 900 orphans", median(900, WITH_JSON, "subnet_ms"), (5, 8), "ms"),
         target("subnet lock held, 9,000 orphans", median(9_000, WITH_JSON, "subnet_ms"), (60, 150), "ms"),
         target("nothing to sweep, against (d), no lock taken", over_floor, (1.1, 1.1), "x", otherwise_right=unlocked),
         target("900 orphans, faster than (a)", faster, (12, 60), "x", at_least=True),
         target("90,000 orphans, whole process", median(90_000, PLAIN, "wall_ms"), (2000, 4000), "ms"),
         target("90,000 orphans, peak memory", median(90_000, PLAIN, "peak_mb"), (150, 200), "MB"),
         target("neighbours' p99 during a sweep, against no sweep", felt, (1.2, 1.2), "x"),
-        target("longest hold of the subnet lock beside neighbours", longest_hold, (250, 250), "ms"),
-        target("longest sweep beside neighbours, 900 orphans", longest_sweep, (3, 3), "s"),
+        target("longest hold of the subnet lock beside neighbours", max(held, default=None), (150, 150), "ms"),
+        target("p99 of a sweep beside neighbours, against idle", slowed(results, flavour), (3, 3), "x"),
+        target("neighbours' p50 with a sweep each second", steadily(results, flavour, 0.5), (1.1, 1.1), "x"),
+        target("neighbours' p99 with a sweep each second", steadily(results, flavour, 0.99), (1.1, 1.1), "x"),
         target(f"list beside many rules of others, against {SAVES[flavour]}", listing, (2, 2), "x"),
     ]
     if flavour == "nft":
@@ -364,11 +441,16 @@ def p99(results: Results, flavour: str, condition: str) -> float | None:
 
 
 def p99_of(values: Sequence[float]) -> float | None:
-    return statistics.quantiles(values, n=100, method="inclusive")[98] if len(values) > 1 else None
+    return quantile(values, 0.99) if values else None
 
 
 def p90(values: Sequence[float]) -> float:
-    return statistics.quantiles(values, n=10, method="inclusive")[8]
+    return quantile(values, 0.9)
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value that so large a share of all is not above."""
+    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
 def sweep_rows(results: Results) -> Iterator[Sequence[str]]:
@@ -412,6 +494,51 @@ def neighbour_rows(results: Results) -> Iterator[Sequence[str]]:
             number(ratio(p99(results, flavour, name), p99(results, flavour, NO_SWEEP)), " x"),
             "" if name == NO_SWEEP else f"{'cut off after ' if cut_off else ''}{number(took)} s",
         )
+
+
+def busy_rows(results: Results) -> Iterator[Sequence[str]]:
+    for (flavour, beside), sweeps in results.busy.items():
+        times = [sweep.wall_ms for sweep in sweeps]
+        yield (
+            *(BACKENDS[flavour], beside, str(len(times))),
+            *map(number, [statistics.median(times), p90(times), p99_of(times), max(times)]),
+            number(slowed(results, flavour) if beside == BESIDE else None, " x"),
+            number(max(sweep.longest_ms for sweep in sweeps)),
+        )
+
+
+def slowed(results: Results, flavour: str) -> float | None:
+    """How many times longer the 99th of 100 sweeps takes beside the neighbours."""
+    beside, alone = ([sweep.wall_ms for sweep in results.busy.get((flavour, who), [])] for who in (BESIDE, ALONE))
+    return ratio(p99_of(beside), p99_of(alone))
+
+
+def steady_rows(results: Results) -> Iterator[Sequence[str]]:
+    for (flavour, name), parts in results.steady.items():
+        times = [(call.ended - call.began) * 1000 for part in parts for call in part.calls]
+        each = [quantile([(call.ended - call.began) * 1000 for call in part.calls], 0.99) for part in parts]
+        yield (
+            *(BACKENDS[flavour], name, str(len(times))),
+            str(sum(not call.worked for part in parts for call in part.calls)),
+            *(
+                number(quantile(times, 0.5)),
+                number(quantile(times, 0.99)),
+                f"{number(min(each))} to {number(max(each))}",
+            ),
+            number(max(times)),
+            *(number(steadily(results, flavour, share) if name == PLAIN else None, " x") for share in (0.5, 0.99)),
+            number(max(results.steady_holds[flavour], default=None) if name == PLAIN else None),
+        )
+
+
+def steadily(results: Results, flavour: str, share: float) -> float | None:
+    """A quantile of what neighbours feel with a sweep each second, against without."""
+    found = []
+    for name in (PLAIN, NO_SWEEP):
+        parts = results.steady.get((flavour, name), [])
+        times = [call.ended - call.began for part in parts for call in part.calls]
+        found.append(quantile(times, share) if times else None)
+    return ratio(*found)
 
 
 def listed(results: Results, flavour: str, name: str, what: str = "wall_ms") -> float | None:
@@ -481,6 +608,12 @@ def report(results: Results, flavours: Sequence[str], plan: Plan) -> Iterator[st
     if results.slices:
         title = f"What eleven neighbours feel in `iptables -w 5 -A` and `-D`, {NEIGHBOURS_LEAKED} leaked rules"
         yield from table(title, NEIGHBOUR_HEADS, neighbour_rows(results), 2)
+    if results.busy:
+        title = f"A sweep of {NEIGHBOURS_LEAKED} leaked rules, alone and beside eleven neighbours that never pause"
+        yield from table(title, BUSY_HEADS, busy_rows(results), 2)
+    if results.steady:
+        title = "What eleven neighbours feel while a bridge leaks each second, with a sweep each second and without"
+        yield from table(title, STEADY_HEADS, steady_rows(results), 2)
     if rows := list(growth_rows(results, flavours)):
         title = "Time per rule, less that of a sweep with nothing to do"
         yield from table(title, ("firewall", "us per rule at 9,000", "us per rule at 90,000", "ratio"), rows, 1)
@@ -535,6 +668,10 @@ def run(flavours: Sequence[str], parts: Sequence[str], plan: Plan) -> Results:
                 measure_sweeps(contents, plan, results)
             if "neighbours" in parts:
                 measure_neighbours(contents, plan, results)
+            if "busy" in parts:
+                measure_busy(contents, plan, results)
+            if "steady" in parts:
+                measure_steady(contents, plan, results)
             if "locks" in parts and flavour == "legacy":
                 progress("waiting for the xtables lock")
                 results.locks[flavour] = wait_for_lock(contents, plan.lock_samples)

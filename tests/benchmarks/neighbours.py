@@ -85,7 +85,12 @@ def run_beside(contents: Contents, sweep: Sequence[str] | None, seconds: float, 
         began = time.monotonic()
         finished = _run_for(contents, sweep, seconds) if sweep else _pause(seconds)
         ended = time.monotonic()
-    return Slice(ended - began, finished, [call for call in calls if call.ended > began and call.began < ended])
+    return Slice(ended - began, finished, overlapping(calls, began, ended))
+
+
+def overlapping(calls: Sequence[Call], began: float, ended: float) -> list[Call]:
+    """Those of ``calls`` that were under way at any moment of a while."""
+    return [call for call in calls if call.ended > began and call.began < ended]
 
 
 def wait_for_lock(contents: Contents, samples: int) -> LockWaits:

@@ -11,6 +11,8 @@ import netsweep
 TABLES = (
     "Sweeping, medians",
     "What eleven neighbours feel",
+    "A sweep of 900 leaked rules, alone and beside",
+    "What eleven neighbours feel while a bridge leaks each second",
     "Waiting for the xtables lock",
     "`list` beside rules of others",
     "Sweeping 900 leaked rules of one family",

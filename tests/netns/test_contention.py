@@ -42,6 +42,7 @@ from tests.soak import (
     abandoned_waiters,
     busy,
     crowd,
+    engines,
     exclusion,
     jobs,
     journals,
@@ -122,6 +123,12 @@ def test_rules_of_a_name_that_came_back_stay_while_it_is_there(host: Host, flavo
     assert tally.deleted > 0
     for way in ("as a bridge", "as another name", "by renaming"):
         assert tally.seen[way] > 0
+
+
+def test_no_rule_of_a_network_of_docker_that_lives_disappears(host: Host, flavour: str) -> None:
+    tally = harmless(host.inside(lambda: engines(host, flavour, 3)))
+    assert tally.sweeps > 1
+    assert tally.operations > 10
 
 
 def test_what_is_put_back_beside_writers_stands_once_and_theirs_is_not_lost(host: Host, flavour: str) -> None:
