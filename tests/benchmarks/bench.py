@@ -1,6 +1,7 @@
 """``python -m tests.benchmarks.bench``: netsweep against what it replaces, as Markdown tables.
 
-``--against DIR`` measures the netsweep of another checkout instead, in turn with this one.
+``--into DIR`` also writes the tables, and a picture of the sweeps, into files there. ``--against DIR`` measures the
+netsweep of another checkout instead, in turn with this one.
 Everything happens in network namespaces of its own. Needs root.
 """
 
@@ -38,6 +39,7 @@ from tests.benchmarks.neighbours import (
     run_beside,
     wait_for_lock,
 )
+from tests.benchmarks.plot import Curves, draw
 from tests.namespace import FAMILIES
 
 NETSWEEP = str(Path(sys.executable).parent / "netsweep")
@@ -270,9 +272,10 @@ def measure_busy(contents: Contents, plan: Plan, results: Results) -> None:
     """Sweep the same rules again and again, alone and then beside the neighbours."""
     for beside in (ALONE, BESIDE):
         progress(f"{BACKENDS[contents.flavour]}: {plan.busy} sweeps, beside {beside}")
+        contents.load(0)
         with neighbours(contents) if beside == BESIDE else nullcontext():
             for _ in range(plan.busy):
-                contents.load(NEIGHBOURS_LEAKED)
+                contents.leak_more(NEIGHBOURS_LEAKED)
                 cost = contents.measure([*SWEEP, "--format", "json"])
                 contents.check(f"netsweep beside {beside}")
                 longest_ms = read_locks(contents.output)["subnet"]["longest_ms"]
@@ -290,14 +293,14 @@ def measure_steady(contents: Contents, plan: Plan, results: Results) -> None:
             name = (PLAIN, NO_SWEEP)[(turn + turn // 2) % 2]
             began = time.monotonic()
             for second in range(1, plan.steady_seconds + 1):
-                contents.leak_one_more()
+                contents.leak_more()
                 if name == PLAIN:
                     contents.measure([*SWEEP, "--format", "json"])
                     taken = [lock for lock in read_locks(contents.output).values() if lock]
                     results.steady_holds[contents.flavour] += [lock["longest_ms"] for lock in taken]
                 time.sleep(max(0.0, began + second - time.monotonic()))
             whiles.append((name, began, time.monotonic()))
-            contents.load(0)
+            contents.measure(SWEEP)
     for name, began, ended in whiles:
         part = Slice(ended - began, True, overlapping(calls, began, ended))
         results.steady[contents.flavour, name].append(part)
@@ -451,6 +454,16 @@ def p90(values: Sequence[float]) -> float:
 def quantile(values: Sequence[float], share: float) -> float:
     """The value that so large a share of all is not above."""
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
+
+
+def curves(results: Results, flavour: str) -> Curves:
+    """The medians of all sweeps of rules, by contender and number of leaked rules."""
+    found: dict[str, dict[int, float]] = {}
+    for of_flavour, leaked, name in sorted(results.sweeps):
+        median = results.median(flavour, leaked, name, "wall_ms")
+        if of_flavour == flavour and leaked and median and name not in (WITH_JSON, FLOOR):
+            found.setdefault(name, {})[leaked] = median
+    return found
 
 
 def sweep_rows(results: Results) -> Iterator[Sequence[str]]:
@@ -693,6 +706,7 @@ def main() -> int:
     parser.add_argument("--part", choices=PARTS, action="append", help="only this one; repeatable")
     parser.add_argument("--bridges", metavar="N", type=int, help="how many leaked bridges (default: 500, 5 if quick)")
     parser.add_argument("--against", metavar="DIR", type=Path, help="another checkout, to be compared with this one")
+    parser.add_argument("--into", metavar="DIR", type=Path, help="write benchmark.md and benchmark.svg there too")
     arguments = parser.parse_args()
     flavours = arguments.backend or list(BACKENDS)
     try:
@@ -712,7 +726,11 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    print("\n".join(report(results, flavours, plan)))
+    text = "\n".join(report(results, flavours, plan))
+    print(text)
+    if arguments.into:
+        (arguments.into / "benchmark.md").write_text(f"{text}\n")
+        draw(arguments.into / "benchmark.svg", {BACKENDS[flavour]: curves(results, flavour) for flavour in flavours})
     return 0
 
 

@@ -160,9 +160,9 @@ class Contents(Namespace):
         lines = [f"{ip} link del {name}" for name in _dead_bridges(RULES_PER_BRIDGE * bridges)]
         return self._file(f"delete-bridges-{bridges}", lambda: "\n".join(["set -e", *lines]))
 
-    def leak_one_more(self) -> None:
-        """Leak the rules of one bridge, beside what is there."""
-        self._restore_file(self._file("leak", lambda: leaks(_dead_bridges(RULES_PER_BRIDGE))))
+    def leak_more(self, leaked: int = RULES_PER_BRIDGE) -> None:
+        """Leak so many rules beside what is there."""
+        self._restore_file(self._file(f"leak-{leaked}", lambda: leaks(_dead_bridges(leaked))))
 
     def add_staying(self) -> None:
         """Add some 900 rules of live bridges, so that iptables is busy with the table while it holds the lock."""

@@ -157,7 +157,7 @@ def _wait_for_lock(contents: Contents, samples: int) -> LockWaits:
     os.environ.update(contents.environment)
     waits = LockWaits([], [])
     for _ in range(samples):
-        contents.leak_one_more()
+        contents.leak_more()
         report = netsweep.sweep(backend=contents.flavour)
         if not report.xtables_lock or report.deleted == 0:
             raise BenchmarkError("netsweep deleted nothing beside the neighbours")

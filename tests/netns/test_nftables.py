@@ -7,14 +7,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from typing import Any
 
 import pytest
 from pyroute2.netlink import NLM_F_CREATE, NLM_F_REQUEST
 
 from netsweep.errors import ContentionError, NetsweepError, TableError
 from netsweep.firewall import Addition, Backend
-from netsweep.firewall.nftables import messages, transport
+from netsweep.firewall.nftables import messages
 from netsweep.firewall.nftables.commits import Commits, TooLateError
 from netsweep.firewall.nftables.transport import NftablesBackend
 from netsweep.firewall.opening import open_backend
@@ -129,37 +128,6 @@ def test_a_table_that_was_made_anew_can_be_swept_in_the_same_run(table: Namespac
 
     within(table, sweep, undo=undo)
     assert comments(table) == ["live", "hm-b"]
-
-
-def test_batches_shrink_where_they_come_too_late_and_grow_again(
-    table: Namespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    send = Commits.send
-    late = [True] * 5
-
-    def sent(self: Commits, *arguments: Any, **named: Any) -> None:
-        if late:
-            late.pop()
-            raise TooLateError("nf_tables changed meanwhile")
-        send(self, *arguments, **named)
-
-    monkeypatch.setattr(Commits, "send", sent)
-    monkeypatch.setattr(transport, "_RETRY_FOR", -1.0)
-
-    def sweep(backend: Backend) -> None:
-        sizes = [backend.batch]
-        for _ in range(8):
-            rules = read(backend, FORWARD).rules[:1]
-            with suppress(ContentionError), backend.transaction([FORWARD], rules) as transaction:
-                transaction.delete(transaction.rules)
-                transaction.commit()
-            sizes.append(backend.batch)
-        assert sizes[0] == transport.BATCH_MAX
-        assert sizes[:6] == sorted(sizes[:6], reverse=True)
-        assert sizes[5] == transport.BATCH_MIN
-        assert sizes[6:] == [min(transport.BATCH_MIN * 2**n, transport.BATCH_MAX) for n in (1, 2, 3)]
-
-    within(table, sweep)
 
 
 def test_where_there_is_nothing_to_read_nf_tables_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:

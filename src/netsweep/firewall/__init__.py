@@ -94,10 +94,14 @@ class Transaction(Protocol):
 class Backend(Protocol):
     """A firewall of this network namespace. Opening one changes nothing.
 
-    ``batch``: the most rules that the next transaction should delete or insert.
+    ``batch``: the most rules that a transaction should delete or insert. ``spans_tables``: whether one may delete
+    rules of several tables.
     """
 
     name: str
+
+    @property
+    def spans_tables(self) -> bool: ...
 
     @property
     def batch(self) -> int: ...
@@ -126,6 +130,13 @@ class Backend(Protocol):
         """
         ...
 
+    def ready(self, rules: Sequence[Rule]) -> None:
+        """Prepare the deletion of ``rules``, and wait for those who change the firewall now; before any lock is held.
+
+        Raises :class:`~netsweep.errors.NetsweepError`.
+        """
+        ...
+
     def locked(self, times: LockTimes, timeout: float) -> AbstractContextManager[None]:
         """Keep other writers away for as long as the firewall needs that, adding to ``times``.
 
@@ -136,11 +147,11 @@ class Backend(Protocol):
     def transaction(
         self, chains: Sequence[Chain], rules: Sequence[Rule] = (), *, orders: bool = False
     ) -> AbstractContextManager[Transaction]:
-        """Open a transaction on ``chains``, all of one table, inside :meth:`locked`.
+        """Open a transaction on ``chains``, all of one table unless :attr:`spans_tables`, inside :meth:`locked`.
 
         ``rules``: what was read of them before and is to be decided on again. ``orders``: fill
         :attr:`Transaction.orders`. Raises :class:`~netsweep.errors.ContentionError`, and
-        :class:`~netsweep.errors.TableError` where this table cannot be changed.
+        :class:`~netsweep.errors.TableError` where one of the tables cannot be changed.
         """
         ...
 

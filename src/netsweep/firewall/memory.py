@@ -26,6 +26,8 @@ class MemoryBackend:
     place for a test to interfere. ``batch`` as in :class:`netsweep.firewall.Backend`.
     """
 
+    spans_tables = False
+
     def __init__(self, chains: Collection[Chain] = (), *, name: str = "nft", batch: int = 1000) -> None:
         self.name = name
         self.batch = batch
@@ -93,6 +95,9 @@ class MemoryBackend:
             scan.rules += rules
             scan.scanned[chain] += len(rules)
         return scan
+
+    def ready(self, rules: Sequence[Rule]) -> None:
+        pass
 
     def locked(self, times: LockTimes, timeout: float) -> AbstractContextManager[None]:
         return nullcontext()

@@ -39,6 +39,11 @@ def xtables_lock_path() -> str:
     return os.environ.get("XTABLES_LOCKFILE") or XTABLES_LOCK
 
 
+def load() -> None:
+    """Import what it takes to lock a file: 30 ms, for which nothing that was waited for should wait."""
+    import filelock  # noqa: F401
+
+
 @contextmanager
 def held(times: LockTimes, timeout: float, *, mode: int, what: str, option: str) -> Iterator[None]:
     """Hold the lock on ``times.path`` and add to ``times``.
@@ -48,7 +53,7 @@ def held(times: LockTimes, timeout: float, *, mode: int, what: str, option: str)
     Raises :class:`BusyError` where the lock could not be had in time, and else what
     :func:`netsweep.host.files.open_or_create_regular` raises.
     """
-    # Imported only by a run that takes a lock, and before it does.
+    # Imported only by a run that takes a lock.
     from filelock import unlock_descriptor
 
     with priority.hurried():

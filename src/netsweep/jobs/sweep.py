@@ -160,23 +160,31 @@ def delete_rules(
     refused: dict[Table, str],
     report: Report,
 ) -> list[Rule]:
-    """Delete ``orphans``, table by table and portion by portion, and return those of tables that refuse.
+    """Delete ``orphans``, portion by portion, and return those of tables that refuse.
 
     Why a table refuses is added to ``refused``; it does not stop the others.
     """
     pending, kept = orphans, list[Rule]()
+    # A journal is of one table at a time.
+    apart = journal is not None
     try:
         while pending:
-            attempt = partial(_delete_some, options, backends, pending, judge, journal, report)
+            backend = backends[pending[0].chain.table.backend]
+            portion = list(itertools.islice(_together(pending, apart or not backend.spans_tables), backend.batch))
+            attempt = partial(_delete_some, options, backend, portion, judge, journal, report)
             try:
-                done, deleted = patience.retry(attempt)
+                deleted = patience.retry(attempt)
             except TableError as error:
+                if portion[0].chain.table != portion[-1].chain.table:
+                    apart = True  # which of them it is shows when each is changed alone
+                    continue
                 refused[pending[0].chain.table] = str(error)
-                kept += _of_one_table(pending)
-                pending = pending[len(list(_of_one_table(pending))) :]
+                refusing = list(_together(pending, apart=True))
+                kept += refusing
+                pending = pending[len(refusing) :]
                 continue
             report.add_orphans(deleted)
-            pending = pending[done:]
+            pending = pending[len(portion) :]
             if journal and deleted:
                 journal.confirm()
     finally:
@@ -186,21 +194,17 @@ def delete_rules(
 
 def _delete_some(
     options: Options,
-    backends: Mapping[str, Backend],
-    pending: Sequence[Rule],
+    backend: Backend,
+    portion: Sequence[Rule],
     judge: Judge,
     journal: Journal | None,
     report: Report,
-) -> tuple[int, list[Finding]]:
-    """Lock, look again, decide, journal and delete, in one step.
-
-    Returns how many of ``pending`` are done with, and what was deleted.
-    """
-    table = pending[0].chain.table
-    backend = backends[table.backend]
-    portion = list(itertools.islice(_of_one_table(pending), backend.batch))
+) -> list[Finding]:
+    """Lock, look again, decide, journal and delete, in one step; return what was deleted."""
     living = judge.living(portion)
     chains = list(dict.fromkeys(rule.chain for rule in portion))
+    locks.load()
+    backend.ready(portion)
     with (
         _locked(backend, options, report),
         backend.transaction(chains, portion, orders=journal is not None) as transaction,
@@ -214,8 +218,9 @@ def _delete_some(
                 journal.record(orphans, transaction)
             # Interfaces last: reading a long table or writing a journal takes seconds.
             transaction.commit(partial(judge.confirm, orphans, life))
-            report.of(backend.name, table.family).deleted += len(orphans)
-    return len(portion), judge.policy.judge(orphans, life)
+            for family, deleted in Counter(rule.chain.table.family for rule in orphans).items():
+                report.of(backend.name, family).deleted += deleted
+    return judge.policy.judge(orphans, life)
 
 
 @contextmanager
@@ -229,9 +234,12 @@ def _journal(options: Options) -> Iterator[Journal | None]:
         yield journal
 
 
-def _of_one_table(rules: Sequence[Rule]) -> Iterator[Rule]:
+def _together(rules: Sequence[Rule], apart: bool) -> Iterator[Rule]:
+    """The first of ``rules``, up to one of another backend; with ``apart``, of another table."""
     table = rules[0].chain.table
-    return itertools.takewhile(lambda rule: rule.chain.table == table, rules)
+    if apart:
+        return itertools.takewhile(lambda rule: rule.chain.table == table, rules)
+    return itertools.takewhile(lambda rule: rule.chain.table.backend == table.backend, rules)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 A handle does not name one rule for good: ``iptables-nft -R`` and ``nft replace rule`` put another rule
 under it, and a table that is made anew starts its handles again. So every batch is tied to a generation
 (``NFNL_BATCH_GENID``) in which its rules are known to be what was decided on: the kernel refuses it
-(ERESTART) where anything was committed since. Batches shrink where that keeps happening, and grow again.
+(ERESTART) where anything was committed since.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from netsweep.host.netlink import NETLINK_NETFILTER, NLM_F_DUMP, NLM_F_REQUEST, 
 from netsweep.model import Chain, Family, Rule, Spec, Table, Undo
 from netsweep.report import LockTimes
 
-BATCH_MAX, BATCH_MIN = 1000, 250
+BATCH_MAX = 1000
 """Rules of one transaction. The kernel finds each rule by walking its chain past those deleted before it
 in the same transaction, so a batch's time grows with its square: on chains of 6,000 and of 60,000 rules
 twice and half as many take longer."""
@@ -38,7 +38,7 @@ twice and half as many take longer."""
 SPECS_MAX = 20_000
 """How many specs are kept for the second reading: more than most sweeps delete, in 20 MB."""
 
-_RETRY_FOR = 0.12
+_RETRY_FOR = float(__import__("os").environ.get("RF", "0.12"))
 """Seconds for which a batch that came too late is sent again while the locks are held."""
 
 _ATTEMPTS = 100
@@ -49,9 +49,10 @@ class NftablesBackend:
     """The nf_tables tables of this network namespace; see :func:`netsweep.firewall.opening.open_backend`."""
 
     name = "nft"
+    batch = BATCH_MAX
+    spans_tables = True
 
     def __init__(self, prefilter: Sequence[bytes], *, undo: bool = False, writes: bool = False) -> None:
-        self.batch = BATCH_MAX
         # Who only looks is shown rules that match interfaces otherwise than by name, too.
         self._prefilter = (*prefilter, *(() if writes or not prefilter else (*MATCHES_BY_NUMBER, LOOKS_UP)))
         self._undo = undo
@@ -59,6 +60,7 @@ class NftablesBackend:
         self._socket: socket.socket | None = None
         self._commits: Commits | None = None
         self._gathered: dict[Chain, Gathered] = {}
+        self._prepared = _Deletion([])
         self._stale: set[Changed] = set()
         self._owners: dict[Table, int] = {}
         self._incarnations: dict[Table, int] = {}
@@ -134,6 +136,12 @@ class NftablesBackend:
                 return chains
         raise ContentionError("the chains of nf_tables changed while they were read")
 
+    def ready(self, rules: Sequence[Rule]) -> None:
+        self._prepared = _Deletion(rules)
+        # Beside busy jobs a batch queues for the kernel's commit mutex, for 50 ms and more, and is too late then. So
+        # an empty one queues first; in the moment after it the next one is likely to get the mutex at once.
+        self._following().settle()
+
     def locked(self, times: LockTimes, timeout: float) -> AbstractContextManager[None]:
         # The generation keeps other writers away.
         return nullcontext()
@@ -142,12 +150,13 @@ class NftablesBackend:
     def transaction(
         self, chains: Sequence[Chain], rules: Sequence[Rule] = (), *, orders: bool = False
     ) -> Iterator[Transaction]:
-        table = chains[0].table
-        if table in self._owners:
-            raise TableError(
-                f"table {table} can only be changed by the process that made it "
-                f"(nft 'flags owner', netlink port {self._owners[table]})"
-            )
+        tables = list(dict.fromkeys(chain.table for chain in chains))
+        for table in tables:
+            if table in self._owners:
+                raise TableError(
+                    f"table {table} can only be changed by the process that made it "
+                    f"(nft 'flags owner', netlink port {self._owners[table]})"
+                )
         commits = self._following()
         with suppress(ContentionError):  # what was lost is read again
             commits.follow()
@@ -160,7 +169,7 @@ class NftablesBackend:
             {chain: self._order(commits.generation, chain) for chain in chains if self._exists(chain)} if orders else {}
         )
         current = self._current(rules, lost=commits.losses > 0)
-        yield _Transaction(self, commits, table, self._incarnations.get(table), current, found)
+        yield _Transaction(self, commits, tables, self._incarnations.get(tables[0]), current, found)
 
     def _following(self) -> Commits:
         if self._commits is None:
@@ -172,11 +181,11 @@ class NftablesBackend:
         commits.settle()
         commits.generation = self._generation()
 
-    def _current(self, rules: Sequence[Rule], *, lost: bool) -> list[Rule]:
+    def _current(self, rules: Sequence[Rule], *, lost: bool) -> Sequence[Rule]:
         """``rules`` as they are now; those that may have changed since they were first read are read again."""
+        if not lost and self._stale.isdisjoint(self.deletion(rules).needed):
+            return rules
         stale = [rule for rule in rules if lost or is_among(self._stale, rule.chain, rule.handle or 0)]
-        if not stale:
-            return list(rules)
         again = {(rule.chain, rule.handle): rule for rule in self._again(stale)}
         gone = {(rule.chain, rule.handle) for rule in stale} - again.keys()
         return [again.get((r.chain, r.handle), r) for r in rules if (r.chain, r.handle) not in gone]
@@ -335,9 +344,12 @@ class NftablesBackend:
             self._generation()
         return self._socket
 
+    def deletion(self, rules: Sequence[Rule]) -> _Deletion:
+        """What it takes to delete ``rules``."""
+        return self._prepared if self._prepared.rules == rules else _Deletion(rules)
+
     def committed(self, generation: int, chains: Collection[Chain], rules: Collection[Rule]) -> None:
         """Note that a batch made ``generation``: it deleted ``rules``, or put some into ``chains``."""
-        self.batch = min(BATCH_MAX, 2 * self.batch)
         gone = {(rule.chain, rule.handle) for rule in rules}
         for chain, (known_at, order) in list(self._orders.items()):
             if chain in chains:
@@ -349,9 +361,16 @@ class NftablesBackend:
         """Read these again, each time."""
         self._stale.update(rules)
 
-    def refused(self, size: int) -> None:
-        """Let the next batch be smaller than the one of ``size`` rules that came too late."""
-        self.batch = max(BATCH_MIN, min(size, self.batch) // 2)
+
+class _Deletion:
+    """What it takes to delete ``rules``: messages, and those whose change may make one of them another rule."""
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self.rules = rules
+        self.messages = list(nft.deletions(rules))
+        chains = {rule.chain for rule in rules}
+        self.needed: set[Changed] = {*((rule.chain, rule.handle or 0) for rule in rules), *chains}
+        self.needed.update(chain.table for chain in chains)
 
 
 class _Transaction:
@@ -359,7 +378,7 @@ class _Transaction:
         self,
         backend: NftablesBackend,
         commits: Commits,
-        table: Table,
+        tables: Sequence[Table],
         incarnation: int | None,
         rules: Sequence[Rule],
         orders: Mapping[Chain, Sequence[Standing]],
@@ -370,23 +389,23 @@ class _Transaction:
         self._backend = backend
         self._commits = commits
         self._losses = commits.losses
-        self._table = table
+        self._tables = " and ".join(map(str, tables))
         self._messages: list[bytes] = []
         self._deleted: Sequence[Rule] = ()
         self._filled: set[Chain] = set()
         self._needed: set[Changed] = set()
 
     def delete(self, rules: Sequence[Rule]) -> None:
-        self._messages += nft.deletions(rules)
+        deletion = self._backend.deletion(rules)
+        self._messages += deletion.messages
         self._deleted = rules
-        self._needed.update((rule.chain, rule.handle or 0) for rule in rules)
-        self._needed.update({self._table, *(rule.chain for rule in rules)})
+        self._needed |= deletion.needed
 
     def insert(self, additions: Sequence[Addition]) -> None:
         for chain, place, rules in additions:
             after = self.orders[chain][place - 1].handle if place else None
             self._filled.add(chain)
-            self._needed.update([self._table, chain, *([(chain, after)] if after else [])])
+            self._needed.update([chain.table, chain, *([(chain, after)] if after else [])])
             # Each goes right behind the rule before the place, or to the head: so the last comes first, and
             # the kernel, which looks for that rule from the head of the chain, never passes those that are new.
             self._messages += [nft.insertion(chain, after, raw) for raw in reversed(rules)]
@@ -418,7 +437,6 @@ class _Transaction:
                 break
             except TooLateError:
                 if time.monotonic() > give_up:
-                    self._backend.refused(len(self._messages))
                     raise
         self._backend.committed(made, self._filled, self._deleted)
         self._clear()
@@ -428,7 +446,7 @@ class _Transaction:
         return self._commits.losses > self._losses or not self._commits.changed.isdisjoint(self._needed)
 
     def _changed(self) -> ContentionError:
-        return ContentionError(f"rules of {self._table} changed meanwhile")
+        return ContentionError(f"rules of {self._tables} changed meanwhile")
 
     def _clear(self) -> None:
         self._messages.clear()
@@ -437,7 +455,7 @@ class _Transaction:
         self._deleted = ()
 
     def _send(self, prepared: bytes, *, commit: bool) -> int:
-        doing = f"changing {self._table}"
+        doing = f"changing {self._tables}"
         try:
             return self._commits.send(prepared, doing, commit=commit)
         except netlink.GoneError as error:

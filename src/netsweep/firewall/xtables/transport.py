@@ -30,6 +30,7 @@ class XtablesBackend:
 
     name = "legacy"
     batch = sys.maxsize
+    spans_tables = False
 
     def __init__(self, prefilter: Sequence[bytes], *, undo: bool = False) -> None:
         self._prefilter = tuple(prefilter)
@@ -58,6 +59,9 @@ class XtablesBackend:
         if scan.rules:
             libiptc(scan.rules[0].chain.table.family).give_back()
         return scan
+
+    def ready(self, rules: Sequence[Rule]) -> None:
+        pass
 
     def locked(self, times: LockTimes, timeout: float) -> AbstractContextManager[None]:
         return locks.held(times, timeout, mode=0o600, what="xtables lock", option="--wait")
