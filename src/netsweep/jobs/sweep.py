@@ -2,7 +2,7 @@
 
 The first look takes no lock. Where it finds orphans, the subnet lock is taken (then, for x_tables, the
 xtables lock); the rules, the leases and the interfaces are looked at again, and what still is an orphan
-is deleted: a table of x_tables in one atomic step, one of nf_tables in batches. Rules are always read
+is deleted: a table of x_tables in one atomic step, those of nf_tables together in batches. Rules are always read
 before interfaces: a bridge is made before its rules, so a name that is missing from the later answer is
 truly gone.
 """
