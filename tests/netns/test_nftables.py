@@ -510,6 +510,33 @@ def test_a_dump_that_skipped_rules_is_not_complete_though_the_kernel_says_nothin
     within(ns, look)
 
 
+def test_a_rule_that_is_replaced_between_two_dumps_of_a_reading_is_shown_no_more(
+    ns: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ns.restore("nft", restore_input({"filter": [f"-A FORWARD -i hm{number} -j ACCEPT" for number in range(800)]}))
+    whole, changes = netlink.dump, ["-D FORWARD 9", "-R FORWARD 1 -i eth0 -j DROP"]
+
+    def meanwhile(sock: socket.socket, request: bytes, doing: str) -> Iterator[tuple[bytes, int, int]]:
+        for number, message in enumerate(whole(sock, request, doing)):
+            if number == 1 and doing == f"reading {FORWARD}" and changes:
+                ns.restore("nft", restore_input({"filter": changes}))
+                changes.clear()
+            yield message
+
+    monkeypatch.setattr(netlink, "_AT_ONCE_MAX", 1)
+    monkeypatch.setattr(netlink, "dump", meanwhile)
+
+    def look(backend: Backend) -> None:
+        first = backend.read([FILTER], lambda chain: chain == FORWARD)
+        assert "hm0" in {str(rule.spec.in_interface) for rule in first.rules}
+        assert not first.complete
+        again = backend.read([FILTER], lambda chain: chain == FORWARD, again=True)
+        assert "hm0" not in {str(rule.spec.in_interface) for rule in again.rules}
+        assert again.complete
+
+    within(ns, look)
+
+
 def test_who_only_looks_joins_no_group_and_keeps_nobody_waiting(table: Namespace) -> None:
     def look(backend: Backend) -> None:
         assert len(read(backend, FORWARD).rules) == 3

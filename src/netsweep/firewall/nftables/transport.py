@@ -221,6 +221,8 @@ class NftablesBackend:
                 if undo:
                     self._identities[content] = undo.identity
                 gathered.rules[handle] = Rule(chain, position, handle, self._spec(chain, content, message), undo)
+            elif handle in gathered.rules:
+                del gathered.rules[handle]  # another rule was put under its handle since the dump before
             if position == limit:
                 # The rest of the answer goes with its socket.
                 self._close_socket()
