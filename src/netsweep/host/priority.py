@@ -1,7 +1,7 @@
-"""How soon this thread gets a CPU: whoever holds a lock that others wait for, or is about to, should not wait for one.
+"""The priority of this thread: one that holds a lock, or is about to take one, should not wait for a CPU.
 
-Beside eleven busy jobs on two CPUs a sweep gets a sixth of one otherwise: it takes five times as long as on an
-idle host, and holds its locks as much longer. A priority of -10 makes that 1.6 times.
+Beside eleven busy jobs on two CPUs a sweep gets a sixth of one otherwise. It takes five times as long as on an idle
+host then, and holds its locks as much longer; at -10 it takes 1.6 times as long.
 """
 
 from __future__ import annotations
