@@ -7,10 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from typing import Any
 
 import pytest
 from pyroute2.netlink import NLM_F_CREATE, NLM_F_REQUEST
 
+import netsweep
 from netsweep.errors import ContentionError, NetsweepError, TableError
 from netsweep.firewall import Addition, Backend
 from netsweep.firewall.nftables import messages
@@ -19,7 +21,7 @@ from netsweep.firewall.nftables.transport import NftablesBackend
 from netsweep.firewall.opening import open_backend
 from netsweep.host import netlink
 from netsweep.model import Chain, Family, Table
-from tests.namespace import Namespace, read, restore_input, unchanged
+from tests.namespace import Namespace, in_process, read, restore_input, unchanged
 
 FILTER = Table("nft", Family.IPV4, "filter")
 FORWARD = Chain(FILTER, "FORWARD")
@@ -535,6 +537,70 @@ def test_a_rule_that_is_replaced_between_two_dumps_of_a_reading_is_shown_no_more
         assert again.complete
 
     within(ns, look)
+
+
+def during_first_dump(monkeypatch: pytest.MonkeyPatch, chain: Chain, act: Callable[[], object]) -> None:
+    """Call ``act`` once, when the first rules of ``chain`` were dumped and the rest was not."""
+    whole, due = netlink.dump, [True]
+
+    def meanwhile(sock: socket.socket, request: bytes, doing: str) -> Iterator[tuple[bytes, int, int]]:
+        for number, message in enumerate(whole(sock, request, doing)):
+            if number == 1 and doing == f"reading {chain}" and due:
+                due.clear()
+                act()
+            yield message
+
+    monkeypatch.setattr(netlink, "_AT_ONCE_MAX", 1)
+    monkeypatch.setattr(netlink, "dump", meanwhile)
+
+
+def long_chain(ns: Namespace, *, reverse: bool = False) -> None:
+    """900 rules of others in a chain of a user's, and 20 orphans behind them, or with ``reverse`` in front."""
+    others = [f"-A JOBS -s 10.0.{number // 250}.{number % 250} -j ACCEPT" for number in range(900)]
+    orphans = [f"-A JOBS -i hmdead{number} -j ACCEPT" for number in range(20)]
+    rules = orphans + others if reverse else others + orphans
+    ns.restore("nft", restore_input({"filter": [":JOBS - [0:0]", *rules]}))
+
+
+def sweep_all(ns: Namespace, **options: Any) -> netsweep.Report:
+    return ns.inside(lambda: netsweep.sweep(all_chains=True, backend="nft", **options))
+
+
+def test_a_chain_that_is_renamed_while_it_is_dumped_is_swept_under_its_new_name(
+    ns: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long_chain(ns)
+    in_process(ns, monkeypatch)
+    during_first_dump(monkeypatch, JOBS, lambda: ns.iptables("nft", "-E", "JOBS", "OTHER"))
+    report = sweep_all(ns)
+    assert (report.deleted, report.warnings) == (20, [])
+    assert "hmdead" not in ns.ruleset()
+
+
+def test_what_its_owner_deletes_between_two_dumps_counts_no_more(
+    ns: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long_chain(ns, reverse=True)
+    in_process(ns, monkeypatch)
+    gone = ["-D JOBS 1"] * 12
+    during_first_dump(monkeypatch, JOBS, lambda: ns.restore("nft", restore_input({"filter": gone})))
+    assert sweep_all(ns, max_deletes=8).deleted == 8
+
+
+def test_more_commits_than_can_be_followed_do_not_keep_a_sweep_reading(
+    ns: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long_chain(ns)
+    ns.run("nft", "add table ip other; add chain ip other c")
+    in_process(ns, monkeypatch)
+    enlarge = netlink.enlarge
+    monkeypatch.setattr(
+        netlink, "enlarge", lambda sock, *, receive=0, send=0: enlarge(sock, receive=receive and 2**16, send=send)
+    )
+    burst = "add rule ip other c accept\n" * 3000
+    during_first_dump(monkeypatch, JOBS, lambda: ns.run("nft", "-f", "-", input=burst))
+    report = sweep_all(ns)
+    assert (report.deleted, report.warnings) == (20, [])
 
 
 def test_who_only_looks_joins_no_group_and_keeps_nobody_waiting(table: Namespace) -> None:

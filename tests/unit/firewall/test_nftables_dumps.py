@@ -12,7 +12,7 @@ from netsweep.firewall.nftables import dumps
 from netsweep.firewall.nftables.dumps import Dump, Gathered
 from netsweep.host import netlink
 from netsweep.host.netlink import attribute
-from netsweep.model import Chain, Family, Table
+from netsweep.model import Chain, Family, Rule, Spec, Table
 
 CHAIN = Chain(Table("nft", Family.IPV4, "filter"), "FORWARD")
 
@@ -146,3 +146,25 @@ def test_dumps_that_share_no_rule_prove_nothing_together() -> None:
     assert not gathered.complete
     gathered.add([{4, 5}])
     assert gathered.complete
+
+
+def test_a_limit_that_one_dump_reached_ends_no_later_one() -> None:
+    gathered = Gathered()
+    gathered.add([{None, 1, 2}, {5, 6, 7}], last=7)
+    assert not gathered.complete
+    gathered.add([{None, 1, 2, 5, 6, 7}], last=7)
+    assert gathered.complete
+    gathered.add([{None, 1, 2, 5, 6}])
+    assert not gathered.complete, "fewer rules stand now, and what is behind them is not proven"
+    gathered.add([{None, 1, 2, 5, 6, dumps._END}])
+    assert gathered.complete
+
+
+def test_what_a_complete_dump_does_not_show_has_gone() -> None:
+    gathered = Gathered()
+    rules = [Rule(CHAIN, handle, handle, Spec()) for handle in (1, 2, 3)]
+    gathered.rules = {rule.handle or 0: rule for rule in rules}
+    gathered.add([{None, 1}, {3}])
+    assert list(gathered.rules) == [1, 2, 3]
+    gathered.add([{None, 1, 3, dumps._END}])
+    assert list(gathered.rules) == [1, 3]

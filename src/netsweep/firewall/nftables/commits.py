@@ -68,13 +68,14 @@ class Commits:
 
     ``generation`` is the newest one; give it the one that is read right after :meth:`settle`. ``changed``
     are the rules that others made, replaced or deleted, and the chains and tables that they deleted;
-    ``deletions`` counts the rules that left each chain; ``losses`` says how often there may have been more.
+    ``deletions`` counts the rules that left each chain, and the changes of chains in each table; ``losses`` says
+    how often there may have been more.
     """
 
     def __init__(self) -> None:
         self.generation = 0
         self.changed: set[Changed] = set()
-        self.deletions = Counter[Chain]()
+        self.deletions = Counter[Chain | Table]()
         self.losses = 0
         self._answers: list[tuple[int, int]] = []
         self._chains: dict[tuple[Family, bytes, bytes], Chain] = {}
@@ -210,10 +211,12 @@ class Commits:
                 chain = self._chains[names] = Chain(Table("nft", family, text(names[1])), text(names[2]))
             self.changed.add((chain, int.from_bytes(found.get(nft.RULE_HANDLE, b""), "big")))
             self.deletions[chain] += what == nft.DELRULE
-        elif family and what == nft.DELCHAIN:
+        elif family and what in (nft.NEWCHAIN, nft.DELCHAIN):
             found = dict(netlink.attributes(buffer, start, end))
             table = Table("nft", family, text(found.get(nft.CHAIN_TABLE, b"")))
-            self.changed.add(Chain(table, text(found.get(nft.CHAIN_NAME, b""))))
+            self.deletions[table] += 1
+            if what == nft.DELCHAIN:
+                self.changed.add(Chain(table, text(found.get(nft.CHAIN_NAME, b""))))
         elif family and what == nft.DELTABLE:
             found = dict(netlink.attributes(buffer, start, end))
             self.changed.add(Table("nft", family, text(found.get(nft.TABLE_NAME, b""))))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 from netsweep.firewall.nftables import messages as nft
 from netsweep.host import netlink
@@ -30,21 +30,25 @@ class Gathered:
         self.rules: dict[int, Rule] = {}
         self.read = 0
         self._runs: list[Run] = []
+        self._last: int | None = _END
 
     @property
     def complete(self) -> bool:
-        return any({_HEAD, _END} <= run for run in self._runs)
+        return any({_HEAD, self._last} <= run for run in self._runs)
 
-    def add(self, runs: Iterable[Run]) -> None:
-        """Add what a dump showed without gaps."""
+    def add(self, runs: Sequence[Run], last: int | None = None) -> None:
+        """Add what a dump showed without gaps; ``last``: the last rule that was wanted of it, else it is all."""
+        self._last = _END if last is None else last
+        if {_HEAD, _END} <= runs[0]:
+            self.rules = {handle: rule for handle, rule in self.rules.items() if handle in runs[0]}
         for run in runs:
-            apart = []
+            apart, joined = [], set(run)
             for known in self._runs:
-                if known.isdisjoint(run):
+                if known.isdisjoint(joined):
                     apart.append(known)
                 else:
-                    run |= known
-            self._runs = [*apart, run]
+                    joined |= known
+            self._runs = [*apart, joined]
 
 
 class Dump:
@@ -58,12 +62,13 @@ class Dump:
 
     What the handles do not prove is that nothing was skipped behind the last rule: a deletion in front hides
     as many of the last ones. Who knows that there was none says so by :meth:`end`. ``changed_at_end`` tells of
-    most: whether there was a commit between the last two answers.
+    most: whether there was a commit between the last two answers. ``last`` is the rule that was read last.
     """
 
     def __init__(self, sock: socket.socket, chain: Chain) -> None:
         self.runs: list[Run] = [{_HEAD}]
         self.changed_at_end = False
+        self.last: int | None = None
         self._sock = sock
         self._chain = chain
 
@@ -86,7 +91,7 @@ class Dump:
                 if before != last and before not in run:
                     run = {before}
                     self.runs.append(run)
-                last = handle
+                self.last = last = handle
                 if handle in run:
                     continue  # rules that were put in ahead of the cursor make the dump repeat some
                 run.add(handle)

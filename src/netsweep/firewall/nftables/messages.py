@@ -20,7 +20,7 @@ FAMILIES = {1: Family.INET, 2: Family.IPV4, 3: Family.ARP, 5: Family.NETDEV, 7: 
 
 NUMBERS = {family: number for number, family in FAMILIES.items()}
 
-GETTABLE, DELTABLE, GETCHAIN, DELCHAIN, NEWRULE, GETRULE, DELRULE = 1, 2, 4, 5, 6, 7, 8
+GETTABLE, DELTABLE, NEWCHAIN, GETCHAIN, DELCHAIN, NEWRULE, GETRULE, DELRULE = 1, 2, 3, 4, 5, 6, 7, 8
 GETSET, NEWGEN, GETGEN = 10, 15, 16
 """NFT_MSG_* (linux/netfilter/nf_tables.h)."""
 

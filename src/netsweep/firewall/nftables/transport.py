@@ -103,10 +103,11 @@ class NftablesBackend:
         *,
         again: bool = False,
     ) -> Scan:
-        if not again:
-            self._gathered = {chain: Gathered() for chain in filter(wanted, self._chains(tables))}
-            if self._writes and self._gathered:
-                self._following()
+        before = self._gathered if again else {}
+        # Anew each time: a chain may have got another name.
+        self._gathered = {chain: before.get(chain) or Gathered() for chain in filter(wanted, self._chains(tables))}
+        if self._writes and self._gathered and self._following().losses:
+            self._start_from_now(self._following())
         scan = Scan(chains=list(self._gathered))
         for chain, gathered in self._gathered.items():
             if not gathered.complete:
@@ -213,7 +214,7 @@ class NftablesBackend:
         """
         undo_of = self._undo_reader(chain.table) if self._undo else None
         before = self._departures(chain)
-        dump = Dump(self._open(), chain)
+        dump, last = Dump(self._open(), chain), None
         position = 0
         for position, (handle, content, message) in enumerate(dump, 1):
             if any(map(content.__contains__, self._prefilter)):
@@ -226,20 +227,26 @@ class NftablesBackend:
             if position == limit:
                 # The rest of the answer goes with its socket.
                 self._close_socket()
-                dump.end()
+                last = dump.last
                 break
         else:
             # To follow commits makes others wait (Commits.settle), so who only looks relies on what the kernel says.
-            proven = before is not None and before == self._departures(chain)
-            if proven if self._commits else not dump.changed_at_end:
+            proven = not self._commits or (before is not None and before == self._departures(chain))
+            if proven and not dump.changed_at_end:
                 dump.end()
-        gathered.add(dump.runs)
+        gathered.add(dump.runs, last)
         gathered.read = position
+        if self._commits:
+            seen = set[int | None]().union(*dump.runs)
+            for handle in [each for each in gathered.rules if each not in seen]:
+                if is_among(self._commits.changed, chain, handle):
+                    del gathered.rules[handle]
 
     def _departures(self, chain: Chain) -> int | None:
         """How many rules have left ``chain`` since commits are followed; ``None`` where that is not known.
 
-        Rules leave a chain after their commit has counted the generation up, and before it is told.
+        A chain of its table that changed counts too: it may have got another name. Rules leave a chain after their
+        commit has counted the generation up, and before it is told.
         """
         if self._commits is None:
             return None
@@ -247,7 +254,8 @@ class NftablesBackend:
         with suppress(ContentionError):  # what was lost counts
             self._commits.follow()
         told = self._commits.generation == generation
-        return self._commits.losses + self._commits.deletions[chain] if told else None
+        departures = self._commits.deletions
+        return self._commits.losses + departures[chain] + departures[chain.table] if told else None
 
     def _order(self, generation: int, chain: Chain) -> list[Standing]:
         """All rules of ``chain``; raises :class:`ContentionError` where it changed while it was read."""
