@@ -89,6 +89,7 @@ class GoneError(ContentionError):
 def open_socket(protocol: int) -> socket.socket:
     """A bound netlink socket for ``protocol`` (``NETLINK_ROUTE``, …); raises :class:`OSError`."""
     opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+    opened.settimeout(None)  # with a default timeout of the caller, MSG_DONTWAIT waits
     try:
         opened.bind((0, 0))
     except OSError:
