@@ -33,11 +33,14 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     """Let a test that is to be alone wait for those of the other pytest-xdist workers, and these for it."""
     how = fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH
     # Files that are there anyway.
-    with open(__file__) as queue, open(item.config.rootpath / "pyproject.toml") as lock:
+    with open(__file__) as queue, open(Path(__file__).parents[1] / "pyproject.toml") as lock:
         fcntl.flock(queue, fcntl.LOCK_EX)  # who waits for the lock comes before those that come later
         fcntl.flock(lock, how)
         fcntl.flock(queue, fcntl.LOCK_UN)
-        return (yield)
+        try:
+            return (yield)
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)  # closing is not enough where a child was forked that still runs
 
 
 @pytest.hookimpl(wrapper=True)

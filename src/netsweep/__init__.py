@@ -12,36 +12,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from importlib import import_module
 
+from netsweep.errors import (
+    BusyError,
+    NetsweepError,
+    NoBackendError,
+    NotPermittedError,
+    TableError,
+    UsageError,
+)
+from netsweep.model import (
+    Address,
+    Bridge,
+    BridgeFinding,
+    Chain,
+    Family,
+    Finding,
+    Interface,
+    Lease,
+    Rule,
+    Spec,
+    Table,
+    Undo,
+    Verdict,
+)
+from netsweep.report import BackendReport, LeaseFile, LockTimes, Report
 from netsweep.version import __version__
-
-TYPE_CHECKING = False  # type checkers know it by its name, and importing typing takes a quarter of this module's time
-if TYPE_CHECKING:
-    from netsweep.errors import (
-        BusyError,
-        NetsweepError,
-        NoBackendError,
-        NotPermittedError,
-        TableError,
-        UsageError,
-    )
-    from netsweep.model import (
-        Address,
-        Bridge,
-        BridgeFinding,
-        Chain,
-        Family,
-        Finding,
-        Interface,
-        Lease,
-        Rule,
-        Spec,
-        Table,
-        Undo,
-        Verdict,
-    )
-    from netsweep.report import BackendReport, LeaseFile, LockTimes, Report
 
 __all__ = [
     "Address",
@@ -73,17 +69,6 @@ __all__ = [
     "sweep",
     "teardown",
 ]
-
-if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> object:
-        """Import the types when they are asked for: the command line begins here too, and has to begin at once."""
-        if name in __all__:
-            for module in ("errors", "model", "report"):
-                found = import_module(f"netsweep.{module}")
-                if hasattr(found, name):
-                    return getattr(found, name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def find_orphans(

@@ -7,13 +7,10 @@ import gc
 import os
 import signal
 import sys
+from types import FrameType
+from typing import NoReturn
 
 from netsweep.host import priority
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from types import FrameType
-    from typing import NoReturn
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

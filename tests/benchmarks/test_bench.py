@@ -6,7 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import netsweep
+
+pytestmark = pytest.mark.alone
 
 TABLES = (
     "Sweeping, medians",

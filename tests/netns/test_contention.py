@@ -180,14 +180,11 @@ def test_netsweep_waits_while_flock_holds_the_subnet_lock(ns: Namespace, flavour
     assert "Deleted 3 orphaned rules" in end(sweep, 0)
 
 
-@pytest.mark.parametrize(("nice", "priority"), [(0, -10), (15, 5)])
-def test_a_sweep_is_not_kept_waiting_for_a_cpu_and_keeps_its_place_among_others(
-    ns: Namespace, nice: int, priority: int
-) -> None:
+def test_a_sweep_is_not_kept_waiting_for_a_cpu_and_keeps_its_place_among_others(ns: Namespace) -> None:
     ns.restore("nft", leaks(["hmdead"]))
-    sweep = ns.start("nice", "-n", str(nice), *NETSWEEP, "sweep", "--settle", "1")
+    sweep = ns.start("nice", "-n", "15", *NETSWEEP, "sweep", "--settle", "1")
     deadline = time.monotonic() + 10
-    while os.getpriority(os.PRIO_PROCESS, sweep.pid) != priority:
+    while os.getpriority(os.PRIO_PROCESS, sweep.pid) != 5:
         assert time.monotonic() < deadline, "it never hurried"
     end(sweep, 0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from typing import Any
@@ -21,7 +22,7 @@ from netsweep.firewall.nftables.transport import NftablesBackend
 from netsweep.firewall.opening import open_backend
 from netsweep.host import netlink
 from netsweep.model import Chain, Family, Table
-from tests.namespace import Namespace, in_process, read, restore_input, unchanged
+from tests.namespace import Namespace, in_process, leaks, read, restore_input, unchanged
 
 FILTER = Table("nft", Family.IPV4, "filter")
 FORWARD = Chain(FILTER, "FORWARD")
@@ -601,6 +602,23 @@ def test_more_commits_than_can_be_followed_do_not_keep_a_sweep_reading(
     during_first_dump(monkeypatch, JOBS, lambda: ns.run("nft", "-f", "-", input=burst))
     report = sweep_all(ns)
     assert (report.deleted, report.warnings) == (20, [])
+
+
+def test_where_nobody_interferes_everything_is_dumped_once(ns: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    for family in ("ipv4", "ipv6"):
+        ns.restore("nft", leaks(["hmdead", "hmbeef"]), family)
+    in_process(ns, monkeypatch)
+    dump, dumped = netlink.dump, Counter[str]()
+
+    def noted(sock: socket.socket, request: bytes, doing: str) -> Iterator[tuple[bytes, int, int]]:
+        dumped[doing] += 1
+        return dump(sock, request, doing)
+
+    monkeypatch.setattr(netlink, "dump", noted)
+    assert ns.inside(lambda: netsweep.sweep(backend="nft")).deleted == 12
+    assert dumped.pop("reading nf_tables") == 2, "tables, and chains"
+    assert len(dumped) == 4
+    assert set(dumped.values()) == {1}
 
 
 def test_who_only_looks_joins_no_group_and_keeps_nobody_waiting(table: Namespace) -> None:

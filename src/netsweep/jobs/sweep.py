@@ -37,6 +37,10 @@ LOOK_MAX = 4_000
 slower. A dump of 60,000 rules of nf_tables takes 4.6 s; a sweep of 90,000 orphans takes 10.0 s with this, 11.6 s with
 twice and 11.5 s with half of it."""
 
+MANY = 1_000
+"""Orphans that it takes so long to delete that a raised priority would be felt by others: half a second of CPU time in
+nf_tables."""
+
 
 def find_orphans(options: Options, *, keep: bool = False, command: str = "list", dry_run: bool = False) -> Report:
     """Report the orphaned rules, and with ``keep`` the others that get a verdict; change nothing, take no lock.
@@ -97,6 +101,8 @@ def sweep(options: Options) -> Report:
                 rules, _, life, more = look_around(options, backends, judge, patience, report, limit)
                 orphans = _as_numbered_at_first(judge.policy.orphans(rules, life), report)
                 _check_number(options, report.deleted + len(orphans), report.bridges_deleted)
+                if more or len(orphans) > MANY:
+                    priority.calm_down()
                 kept = [rule for rule in orphans if rule.chain.table in refused]
                 if wanted := [rule for rule in orphans if rule.chain.table not in refused]:
                     if journal:
@@ -107,7 +113,6 @@ def sweep(options: Options) -> Report:
                 if time.monotonic() > began + options.wait:
                     limit = None  # who leaks as fast as this deletes must not keep it going: the next look is the last
                 judge.policy.forget()
-                priority.calm_down()  # so many orphans take seconds
             report.add_orphans(judge.policy.found(kept))
         if failures or refused:
             raise TableError("; ".join([*failures, *refused.values()]))
@@ -131,6 +136,7 @@ def _bridges_deleted(
 
     with Bridges(options, judge, patience, report) as bridges:
         look = bridges.find()
+        priority.calm_down()  # each bridge takes 40 ms
         if look.leaked and (journal or options.max_deletes is not None):
             rules, _, life, _ = look_around(options, backends, judge, patience, report)
             orphans = judge.policy.orphans(rules, presumed_gone(life, look.leaked))

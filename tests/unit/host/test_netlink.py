@@ -41,6 +41,16 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield ours, kernel
 
 
+def test_a_default_timeout_of_the_caller_does_not_reach_our_sockets() -> None:
+    """On a socket with a timeout Python waits for what is asked for at once."""
+    socket.setdefaulttimeout(2)
+    try:
+        with netlink.open_socket(netlink.NETLINK_ROUTE) as opened, pytest.raises(BlockingIOError):
+            receive(opened, socket.MSG_DONTWAIT)
+    finally:
+        socket.setdefaulttimeout(None)
+
+
 def dumped(pair: tuple[socket.socket, socket.socket], answer: Callable[[int], list[bytes]]) -> Iterator[bytes]:
     """What ``dump`` yields where the kernel answers with the datagrams of ``answer(sequence)``."""
     ours, kernel = pair

@@ -20,7 +20,9 @@ from netsweep.errors import (
     TableError,
     UsageError,
 )
+from netsweep.host import priority
 from netsweep.jobs import look
+from netsweep.jobs import sweep as sweep_job
 from netsweep.jobs.sweep import find_orphans
 from netsweep.model import Chain, Family, Table
 from netsweep.profiles.options import Options
@@ -37,6 +39,19 @@ def test_what_is_dead_goes_and_what_is_alive_stays(host: Host) -> None:
     assert (report.scanned, report.deleted, report.changed, report.errors) == (5, 3, True, [])
     assert host.lock_is_free()
     assert firewall.closed == 1
+
+
+@pytest.mark.parametrize(("orphans", "calm"), [(3, False), (4, True)])
+def test_a_long_deletion_does_not_keep_its_raised_priority(
+    host: Host, monkeypatch: pytest.MonkeyPatch, orphans: int, calm: bool
+) -> None:
+    monkeypatch.setattr(sweep_job, "MANY", 3)
+    monkeypatch.setattr(priority, "calm_down", lambda: host.events.append("calm"))
+    host.firewall(*[f"hm{number}" for number in range(orphans)])
+    assert host.sweep().deleted == orphans
+    assert ("calm" in host.events) is calm
+    if calm:
+        assert host.events.index("calm") < host.events.index("lock subnet")
 
 
 def test_where_there_is_no_orphan_no_lock_is_taken(host: Host) -> None:

@@ -39,7 +39,7 @@ class Gathered:
     def add(self, runs: Sequence[Run], last: int | None = None) -> None:
         """Add what a dump showed without gaps; ``last``: the last rule that was wanted of it, else it is all."""
         self._last = _END if last is None else last
-        if {_HEAD, _END} <= runs[0]:
+        if self._runs and {_HEAD, _END} <= runs[0]:
             self.rules = {handle: rule for handle, rule in self.rules.items() if handle in runs[0]}
         for run in runs:
             apart, joined = [], set(run)

@@ -213,7 +213,7 @@ class NftablesBackend:
         with the square of its length.
         """
         undo_of = self._undo_reader(chain.table) if self._undo else None
-        before = self._departures(chain)
+        known, before = list(gathered.rules), self._departures(chain)
         dump, last = Dump(self._open(), chain), None
         position = 0
         for position, (handle, content, message) in enumerate(dump, 1):
@@ -237,9 +237,9 @@ class NftablesBackend:
         gathered.add(dump.runs, last)
         gathered.read = position
         if self._commits:
-            seen = set[int | None]().union(*dump.runs)
-            for handle in [each for each in gathered.rules if each not in seen]:
-                if is_among(self._commits.changed, chain, handle):
+            for handle in gathered.rules.keys() & known:
+                seen = any(handle in run for run in dump.runs)
+                if not seen and is_among(self._commits.changed, chain, handle):
                     del gathered.rules[handle]
 
     def _departures(self, chain: Chain) -> int | None:
