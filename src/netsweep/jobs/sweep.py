@@ -38,8 +38,7 @@ slower. A dump of 60,000 rules of nf_tables takes 4.6 s; a sweep of 90,000 orpha
 twice and 11.5 s with half of it."""
 
 MANY = 1_000
-"""Orphans that it takes so long to delete that a raised priority would be felt by others: half a second of CPU time in
-nf_tables."""
+"""More orphans than this take so long to delete that a raised priority would be felt by others; it is one batch."""
 
 
 def find_orphans(options: Options, *, keep: bool = False, command: str = "list", dry_run: bool = False) -> Report:
@@ -136,7 +135,8 @@ def _bridges_deleted(
 
     with Bridges(options, judge, patience, report) as bridges:
         look = bridges.find()
-        priority.calm_down()  # each bridge takes 40 ms
+        if look.leaked:
+            priority.calm_down()  # each takes 40 ms
         if look.leaked and (journal or options.max_deletes is not None):
             rules, _, life, _ = look_around(options, backends, judge, patience, report)
             orphans = judge.policy.orphans(rules, presumed_gone(life, look.leaked))
