@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from netsweep.cli.options import bridge_options, option, options_of, output_options, where_options
-from netsweep.cli.outcome import show
+from netsweep.cli.outcome import Output, show
 from netsweep.errors import ORPHANS_FOUND
 from netsweep.report import Report
 
@@ -18,7 +18,7 @@ from netsweep.report import Report
 @option("--all", "all_rules", is_flag=True, help="Show the rules and bridges that stay too, each with the reason.")
 @option("--exit-code", is_flag=True, help=f"Exit with {ORPHANS_FOUND} where there are orphans or leaked bridges.")
 @output_options
-def command(all_rules: bool, exit_code: bool, form: str, verbose: bool, **settings: Any) -> int:
+def command(all_rules: bool, exit_code: bool, output: Output, **settings: Any) -> int:
     """Show orphaned rules, or leaked bridges too; change nothing.
 
     Takes no lock, creates no file, loads no kernel module. Needs CAP_NET_ADMIN, as reading the
@@ -40,5 +40,5 @@ def command(all_rules: bool, exit_code: bool, form: str, verbose: bool, **settin
 
         return find_orphans(options, keep=all_rules)
 
-    status, report = show("list", job, form, verbose=verbose or all_rules)
+    status, report = show("list", job, output._replace(verbose=output.verbose or all_rules))
     return ORPHANS_FOUND if status == 0 and exit_code and (report.orphans or report.leaked) else status

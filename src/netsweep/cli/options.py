@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import click
 
 from netsweep import profiles
+from netsweep.cli.outcome import Output
 from netsweep.profiles.options import BACKEND, CHOICES, FAMILIES, FAMILY, LOCK_TIMEOUT, WAIT, Options
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -180,10 +182,18 @@ where_options = _together(*_names, *_chains, *_means)
 
 whose_options = _together(*_names, *_means)
 
-output_options = _together(
-    format_option(*FORMATS),
-    option("--verbose", "-v", is_flag=True, help="List every orphaned rule, not only groups of them."),
-)
+
+def output_options(function: F) -> F:
+    """The options that say how a report is shown; the command gets them together, as ``output``."""
+
+    @wraps(function)
+    def command(form: str, verbose: bool = False, **rest: Any) -> Any:
+        return function(output=Output(form, verbose), **rest)
+
+    return _together(
+        format_option(*FORMATS),
+        option("--verbose", "-v", is_flag=True, help="List every orphaned rule, not only groups of them."),
+    )(cast(F, command))
 
 
 def options_of(settings: dict[str, Any]) -> Options:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import click
 
@@ -12,6 +13,13 @@ from netsweep.errors import NetsweepError, UsageError
 from netsweep.output.failures import complain, explain
 from netsweep.output.text import changes, text_lines
 from netsweep.report import Report
+
+
+class Output(NamedTuple):
+    """How a report is shown: in which of the formats, and whether with every rule."""
+
+    form: str
+    verbose: bool = False
 
 
 def guarded(job: Callable[[], int]) -> int:
@@ -24,10 +32,8 @@ def guarded(job: Callable[[], int]) -> int:
         return failure.exit_status
 
 
-def show(
-    command: str, job: Callable[[], Report], form: str, *, verbose: bool = False, best_effort: bool = False
-) -> tuple[int, Report]:
-    """Call ``job`` and write its report to stdout in ``form``; return the exit status and the report.
+def show(command: str, job: Callable[[], Report], output: Output, *, best_effort: bool = False) -> tuple[int, Report]:
+    """Call ``job`` and write its report to stdout as ``output`` says; return the exit status and the report.
 
     ``best_effort``: failures are told and the status is 0, but for wrong usage.
     """
@@ -41,7 +47,7 @@ def show(
     for warning in report.warnings:
         complain(f"warning: {warning}")
     try:
-        _write(report, form, verbose, best_effort)
+        _write(report, output, best_effort)
     except Exception as error:
         unwritten = explain(error)
         done = f"; the {report.command} {changed}" if (changed := changes(report)) else ""
@@ -52,7 +58,8 @@ def show(
     return failure.exit_status, report
 
 
-def _write(report: Report, form: str, verbose: bool, best_effort: bool) -> None:
+def _write(report: Report, output: Output, best_effort: bool) -> None:
+    form, verbose = output
     # What a run does not need is not imported.
     if form == "json":
         from netsweep.output.json import write_json

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from netsweep.cli.options import FORMATS, format_option, option, wait_option
-from netsweep.cli.outcome import show
+from netsweep.cli.outcome import Output, show
 from netsweep.report import Report
 
 
@@ -33,4 +33,4 @@ def command(file: str, force: bool, wait: float | None, form: str) -> int:
 
         return restore(file, wait, force=force)
 
-    return show("restore", job, form)[0]
+    return show("restore", job, Output(form))[0]

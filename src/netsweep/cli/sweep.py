@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from netsweep.cli.options import bridge_options, option, options_of, output_options, where_options
-from netsweep.cli.outcome import show
+from netsweep.cli.outcome import Output, show
 from netsweep.report import Report
 
 
@@ -29,7 +29,7 @@ from netsweep.report import Report
 )
 @option("--best-effort", is_flag=True, help="Report failures, but exit with 0: for a post-step.")
 @output_options
-def command(dry_run: bool, best_effort: bool, form: str, verbose: bool, **settings: Any) -> int:
+def command(dry_run: bool, best_effort: bool, output: Output, **settings: Any) -> int:
     """Delete orphaned rules, or leaked bridges too.
 
     Looks without any lock first, and is done where there are no orphans. Otherwise it takes the
@@ -58,4 +58,4 @@ def command(dry_run: bool, best_effort: bool, form: str, verbose: bool, **settin
 
         return find_orphans(options, command="sweep", dry_run=True) if dry_run else sweep(options)
 
-    return show("sweep", job, form, verbose=verbose, best_effort=best_effort)[0]
+    return show("sweep", job, output, best_effort=best_effort)[0]

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from netsweep.cli.options import option, options_of, output_options, whose_options
-from netsweep.cli.outcome import show
+from netsweep.cli.outcome import Output, show
 from netsweep.report import Report
 
 
@@ -17,7 +17,7 @@ from netsweep.report import Report
 @option("--force", is_flag=True, help="Also where another running process leases it.")
 @whose_options
 @output_options
-def command(names: tuple[str, ...], subnet: str | None, force: bool, form: str, verbose: bool, **settings: Any) -> int:
+def command(names: tuple[str, ...], subnet: str | None, force: bool, output: Output, **settings: Any) -> int:
     """Delete whole networks by the NAMEs of their bridges.
 
     The clean-up of a test: deletes the routes of the subnet on the bridge, the bridge, its rules in every chain of
@@ -39,4 +39,4 @@ def command(names: tuple[str, ...], subnet: str | None, force: bool, form: str, 
 
         return teardown(options, names, subnet, force=force)
 
-    return show("teardown", job, form, verbose=verbose)[0]
+    return show("teardown", job, output)[0]
