@@ -13,8 +13,8 @@ VENV_PACKAGES := $(if $(OTHER_PYTHON),gcc libc6-dev,python3-venv python3-iptable
 VENV_OPTIONS := $(if $(OTHER_PYTHON),,--system-site-packages)
 
 # What tests, bench and soak run in their network namespaces, which only root can make; some tests compile a
-# few lines of C.
-KERNEL_PACKAGES := $(if $(ROOT),iptables nftables iproute2 ipset gcc libc6-dev)
+# few lines of C. And the shells that completion is tested in.
+KERNEL_PACKAGES := $(if $(ROOT),iptables nftables iproute2 ipset gcc libc6-dev fish zsh)
 
 # Without root the tests that need the kernel are skipped, and coverage would miss what they cover.
 COVERAGE := $(if $(ROOT),--cov)

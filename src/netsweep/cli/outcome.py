@@ -14,6 +14,9 @@ from netsweep.output.failures import complain, explain
 from netsweep.output.text import changes, text_lines
 from netsweep.report import Report
 
+COMPLETE_VARIABLE = "_NETSWEEP_COMPLETE"
+"""The environment variable by which a shell asks for completions, as click names it after the program."""
+
 
 class Output(NamedTuple):
     """How a report is shown: in which of the formats, and whether with every rule."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from netsweep.cli.options import FORMATS, format_option, option, wait_option
+from netsweep.cli.options import FORMATS, completed, format_option, option, wait_option
 from netsweep.cli.outcome import Output, show
 from netsweep.report import Report
 
 
 @click.command("restore")
-@click.argument("file", metavar="FILE")
+@click.argument("file", metavar="FILE", shell_complete=completed)
 @option("--force", is_flag=True, help="Restore a journal of another network namespace.")
 @wait_option
 @format_option(*FORMATS)

@@ -6,13 +6,13 @@ from typing import Any
 
 import click
 
-from netsweep.cli.options import option, options_of, output_options, whose_options
+from netsweep.cli.options import completed, option, options_of, output_options, whose_options
 from netsweep.cli.outcome import Output, show
 from netsweep.report import Report
 
 
 @click.command("teardown")
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=completed)
 @option("--subnet", metavar="CIDR", help="The network's subnet, where neither its lease nor its bridge tells.")
 @option("--force", is_flag=True, help="Also where another running process leases it.")
 @whose_options

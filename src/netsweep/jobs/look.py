@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from netsweep.errors import BusyError, ContentionError, NetsweepError, UsageError
@@ -365,3 +365,24 @@ def survey(options: Options) -> list[BackendSurvey]:
                 owned[rule.chain.table.family] += policy.owned([rule])
         found.append(BackendSurvey(name, tables, scanned, owned, scan.chains))
     return found
+
+
+def chain_names(options: Options) -> list[str]:
+    """The chains that a sweep may look at, as ``TABLE/CHAIN``: the profile's, iptables' own, and those that exist here.
+
+    Reads no rule. Where the chains of the kernel cannot be read, they are left out.
+    """
+    names = {f"{table}/{chain}" for table, chains in BUILT_IN.items() for chain in chains}
+    names.update(text for text in options.chains if not set(text) & set("*?[:"))
+
+    def note(chain: Chain) -> bool:
+        if chain.table.family in SWEPT and options.allows(chain):
+            names.add(f"{chain.table.name}/{chain.name}")
+        return False
+
+    for name in options.backends:
+        with suppress(NetsweepError, ContentionError):
+            require_net_admin()
+            with closing(open_backend(name, ())) as backend:
+                backend.read(backend.tables(), note)
+    return sorted(names)
