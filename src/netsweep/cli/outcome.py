@@ -12,7 +12,7 @@ import click
 from netsweep.errors import NetsweepError, UsageError
 from netsweep.output.failures import complain, explain
 from netsweep.output.text import changes, text_lines
-from netsweep.report import Report
+from netsweep.report import Command, Report
 
 COMPLETE_VARIABLE = "_NETSWEEP_COMPLETE"
 """The environment variable by which a shell asks for completions, as click names it after the program."""
@@ -35,7 +35,9 @@ def guarded(job: Callable[[], int]) -> int:
         return failure.exit_status
 
 
-def show(command: str, job: Callable[[], Report], output: Output, *, best_effort: bool = False) -> tuple[int, Report]:
+def show(
+    command: Command, job: Callable[[], Report], output: Output, *, best_effort: bool = False
+) -> tuple[int, Report]:
     """Call ``job`` and write its report to stdout as ``output`` says; return the exit status and the report.
 
     ``best_effort``: failures are told and the status is 0, but for wrong usage.

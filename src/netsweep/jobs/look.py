@@ -15,7 +15,7 @@ from netsweep.host import leases
 from netsweep.host.capabilities import require_net_admin
 from netsweep.host.leases import Leases
 from netsweep.jobs.patience import Patience
-from netsweep.model import Chain, Family, Lease, Life, Rule, Table
+from netsweep.model import BackendName, Chain, Family, Lease, Life, Rule, Table
 from netsweep.output.failures import explain
 from netsweep.output.text import changes
 from netsweep.policy.names import Names
@@ -201,9 +201,10 @@ def opened(options: Options, prefilter: Sequence[bytes], *, writes: bool = False
     require_net_admin()
     undo = options.journal is not None
     with ExitStack() as stack:
-        backends = {name: open_backend(name, prefilter, undo=undo, writes=writes) for name in options.backends}
-        for backend in backends.values():
-            stack.callback(backend.close)
+        backends = dict[str, Backend]()
+        for name in options.backends:
+            backends[name] = open_backend(name, prefilter, undo=undo, writes=writes)
+            stack.callback(backends[name].close)
         yield backends
 
 
@@ -324,7 +325,7 @@ def _is_built_in(pattern: ChainPattern) -> bool:
     # A chain of iptables' own comes into being when it is first used.
     families = (Family.IPV4, Family.IPV6)
     return any(
-        pattern.matches(Chain(Table("", family, table), chain))
+        pattern.matches(Chain(Table("legacy", family, table), chain))
         for family in families
         for table, chains in BUILT_IN.items()
         for chain in chains
@@ -337,7 +338,7 @@ class BackendSurvey(NamedTuple):
     ``scanned`` and ``owned`` are about the chains that were selected, by family; ``chains`` are all.
     """
 
-    name: str
+    name: BackendName
     tables: Sequence[Table] | None
     scanned: Mapping[Family, int]
     owned: Mapping[Family, int]
