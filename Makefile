@@ -13,8 +13,8 @@ VENV_PACKAGES := $(if $(OTHER_PYTHON),gcc libc6-dev,python3-venv python3-iptable
 VENV_OPTIONS := $(if $(OTHER_PYTHON),,--system-site-packages)
 
 # What tests, bench and soak run in their network namespaces, which only root can make; some tests compile a
-# few lines of C. And the shells that completion is tested in.
-KERNEL_PACKAGES := $(if $(ROOT),iptables nftables iproute2 ipset gcc libc6-dev fish zsh)
+# few lines of C. And what completion and the manual page are for.
+KERNEL_PACKAGES := $(if $(ROOT),iptables nftables iproute2 ipset gcc libc6-dev fish zsh mandoc)
 
 # Without root the tests that need the kernel are skipped, and coverage would miss what they cover.
 COVERAGE := $(if $(ROOT),--cov)
@@ -30,7 +30,7 @@ apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench soak iptables kernel-packages clean
+.PHONY: help demo test lint bench man soak iptables kernel-packages clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ lint: .venv/installed-dev ## Check style, types, and that imports keep to the la
 bench: kernel-packages .venv/installed-dev ## Measure netsweep against what it replaces, as root, in twenty minutes
 	@$(BIN)/python -m pip install --quiet --group bench
 	$(BIN)/python -m tests.benchmarks.bench --into docs
+
+man: .venv/installed-dev ## Write the manual page, docs/netsweep.1, anew
+	$(BIN)/python -m tests.manpage
 
 soak: kernel-packages .venv/installed-dev ## Sweep beside writers, kills and jobs for MINUTES=10, as root
 	$(BIN)/python -m tests.soak --minutes $(MINUTES)

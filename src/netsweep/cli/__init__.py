@@ -90,8 +90,8 @@ def cli() -> None:
       sudo netsweep sweep             delete the orphans
       sudo netsweep sweep --bridges   leaked bridges and their leases too
       sudo netsweep list --profile docker   what did Docker leave behind?
-      sudo netsweep doctor            what does this host have, could a sweep run?
-      netsweep demo                   see it work in a throwaway network namespace
+      sudo netsweep doctor            could a sweep run here?
+      netsweep demo                   see it work in a throwaway namespace
 
     Needs root, or CAP_NET_ADMIN (for x_tables two more, see the README). 'netsweep COMMAND --help'
     shows the options; every option is also read from the environment.

@@ -27,9 +27,9 @@ def command(all_rules: bool, exit_code: bool, output: Output, **settings: Any) -
     \b
     Examples:
       sudo netsweep list
-      sudo netsweep list --all         also the rules that stay, with the reason
+      sudo netsweep list --all         the rules that stay too, and why
       sudo netsweep list --bridges     leaked bridges too, and their rules
-      sudo netsweep list --exit-code   for monitoring: 3 means there are orphans
+      sudo netsweep list --exit-code   for monitoring: 3 means orphans
       sudo netsweep list --format json | jq '.orphans | length'
       sudo netsweep list --chain filter/FORWARD --chain filter/INPUT
     """
