@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import NamedTuple
 
 import click
@@ -65,34 +64,36 @@ def show(
             unwritten = _unwritten(error, report)
             failure = failure or unwritten
     except SystemExit as stopped:  # a signal
-        with suppress(Exception):
-            _write_metrics(known, command, output, stopped.code)
+        _write_metrics(known, command, output, stopped.code)
         raise
     answer = ORPHANS_FOUND if exit_code and (report.orphans or report.leaked) else 0
-    try:
-        _write_metrics(known, command, output, failure.exit_status if failure else answer)
-    except Exception as error:
-        unwritten = _unwritten(error, report)
-        failure = failure or unwritten
+    without_metrics = _write_metrics(known, command, output, failure.exit_status if failure else answer)
+    failure = failure or without_metrics
     if failure is None:
         return answer, report
     return 0 if best_effort and not isinstance(failure, UsageError) else failure.exit_status, report
 
 
-def _unwritten(error: Exception, report: Report) -> NetsweepError:
+def _unwritten(error: Exception, report: Report | None) -> NetsweepError:
     """Tell that something could not be written, and what had been done before."""
     failure = explain(error)
-    done = f"; the {report.command} {changed}" if (changed := changes(report)) else ""
+    done = f"; the {report.command} {changed}" if report and (changed := changes(report)) else ""
     complain(f"{failure}{done}")
     return failure
 
 
-def _write_metrics(report: Report | None, command: str, output: Output, status: object) -> None:
-    if output.metrics_file is not None:
-        from netsweep.output.metrics import write_metrics
+def _write_metrics(report: Report | None, command: str, output: Output, status: object) -> NetsweepError | None:
+    """Write the metrics where they are asked for; return why that failed, which is told."""
+    if output.metrics_file is None:
+        return None
+    try:
+        from netsweep.output.metrics import write_metrics  # most runs need none
 
         labels = {"command": command, "profile": output.profile}
         write_metrics(output.metrics_file, report, labels, status if isinstance(status, int) else 1)
+    except Exception as error:
+        return _unwritten(error, report)
+    return None
 
 
 def _write(report: Report, output: Output, best_effort: bool) -> None:

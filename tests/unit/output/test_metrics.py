@@ -278,11 +278,18 @@ def test_they_are_written_where_stdout_takes_nothing(jobs: Jobs, path: Path, mon
     assert (samples[("netsweep_exit_status",)], samples[("netsweep_deleted_rules",)]) == (1, 1)
 
 
-def test_they_are_written_where_a_signal_ends_the_run(jobs: Jobs, path: Path) -> None:
+def test_they_are_written_where_a_signal_ends_the_run(
+    jobs: Jobs, capsys: pytest.CaptureFixture[str], path: Path
+) -> None:
     jobs.does = raises(SystemExit(143))
     with pytest.raises(SystemExit):
         run(["sweep", "--metrics-file", str(path)])
     assert read(path)[("netsweep_exit_status",)] == 143
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(SystemExit):
+        run(["sweep", "--metrics-file", str(path)])
+    assert capsys.readouterr().err.endswith("is a directory: refused, it has to be a regular file\n")
 
 
 @pytest.mark.parametrize("best_effort", [False, True])
