@@ -1,4 +1,4 @@
-"""What netsweep writes as JSON, read as its schema says that it is; as a program, the tables of docs/json.md."""
+"""What netsweep writes as JSON, read as its schema says that it is; and the schema as tables, for docs/json.md."""
 
 from __future__ import annotations
 
@@ -97,7 +97,3 @@ def _kind(field: Mapping[str, Any]) -> str:
     if "items" in field:
         kinds = [f"array of {_kind(field['items'])}" if kind == "array" else kind for kind in kinds]
     return " or ".join(kinds)
-
-
-if __name__ == "__main__":
-    print(tables())
