@@ -50,6 +50,7 @@ lint: .venv/installed-dev ## Check style, types, and that imports keep to the la
 bench: kernel-packages .venv/installed-dev ## Measure netsweep against what it replaces, as root, in twenty minutes
 	@$(BIN)/python -m pip install --quiet --group bench
 	$(BIN)/python -m tests.benchmarks.bench --into docs
+	$(BIN)/python -m tests.benchmarks.leak --into docs
 
 soak: kernel-packages .venv/installed-dev ## Sweep beside writers, kills and jobs for MINUTES=10, as root
 	$(BIN)/python -m tests.soak --minutes $(MINUTES)

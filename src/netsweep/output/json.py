@@ -49,6 +49,7 @@ def _fields(report: Report) -> Iterator[tuple[str, Any]]:
     yield "kept", map(_rule_dict, report.kept)
     yield "bridges", map(_bridge_dict, report.bridges)
     yield "bridges_scanned", report.bridges_scanned
+    yield "bridges_live", report.bridges_live
     yield "bridges_deleted", report.bridges_deleted
     yield "stale_leases", report.stale_leases
     yield "leases_removed", report.leases_removed

@@ -19,6 +19,7 @@ from netsweep.errors import NetsweepError, NoBackendError, NotPermittedError
 from netsweep.jobs.look import BackendSurvey
 from netsweep.model import Chain, Family, Table
 from netsweep.report import Report
+from tests import schema
 from tests.unit.output.reports import finding
 
 IPV4_FILTER = Table("legacy", Family.IPV4, "filter")
@@ -76,7 +77,7 @@ def held(path: Path) -> Iterator[None]:
 def doctor(capsys: pytest.CaptureFixture[str], *options: str, status: int = 0) -> dict[str, Any]:
     assert run(["doctor", "--format", "json", *options]) == status
     said = capsys.readouterr()
-    found: dict[str, Any] = json.loads(said.out)
+    found = schema.read(said.out)
     assert found["status"] == status
     assert [f"netsweep: {error}" for error in found["errors"]] == said.err.splitlines()
     assert (status == 0) == (found["errors"] == [])

@@ -38,11 +38,12 @@ BRIDGES = {"bridges": None, "min-age": "1h"}
 WHOSE = {name: value for name, value in WHERE.items() if name not in CHAINS}
 OUTPUT = {"format": "text", "verbose": None}
 OPTIONS: dict[str, dict[str, str | None]] = {
-    "list": {**WHERE, **BRIDGES, **OUTPUT, "all": None, "exit-code": None},
+    "list": {**WHERE, **BRIDGES, **OUTPUT, "metrics-file": None, "all": None, "exit-code": None},
     "sweep": {
         **WHERE,
         **BRIDGES,
         **OUTPUT,
+        "metrics-file": None,
         "dry-run": None,
         "journal": None,
         "max-deletes": None,
@@ -52,6 +53,7 @@ OPTIONS: dict[str, dict[str, str | None]] = {
     "restore": {"wait": "5", "format": "text", "force": None},
     "profiles": {},
     "doctor": {**WHERE, **BRIDGES, "subnets": "10.200.0.0-10.249.255.255", "format": "text"},
+    "schema": {},
     "demo": {},
 }
 """The options of each command and their defaults."""
