@@ -10,9 +10,7 @@ from __future__ import annotations
 import argparse
 import io
 import re
-import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,20 +19,17 @@ from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
-from tests.namespace import NETSWEEP, Namespace, leak, leaks, new_namespace, restore_input, write_leases
+from tests.namespace import NETSWEEP, Namespace, leaks, new_namespace, restore_input, write_leases
 from tests.terminal import at_terminal
 
 PICTURE = Path(__file__).parents[1] / "docs" / "sweep.svg"
 
-DARK = TerminalTheme(
-    (23, 20, 33),
-    (208, 207, 204),
-    [(23, 20, 33), (192, 28, 40), (38, 162, 105), (162, 115, 76), (18, 72, 139), (163, 71, 186), (42, 161, 179)]
-    + [(208, 207, 204)],
-    [(94, 92, 100), (246, 97, 81), (51, 209, 122), (233, 173, 12), (42, 123, 222), (192, 97, 203), (51, 199, 222)]
-    + [(255, 255, 255)],
-)
-LIGHT = TerminalTheme((255, 255, 255), (23, 20, 33), DARK.ansi_colors._colors[:8], DARK.ansi_colors._colors[8:])
+_NORMAL = [(23, 20, 33), (192, 28, 40), (38, 162, 105), (162, 115, 76)]
+_NORMAL += [(18, 72, 139), (163, 71, 186), (42, 161, 179), (208, 207, 204)]
+_BRIGHT = [(94, 92, 100), (246, 97, 81), (51, 209, 122), (233, 173, 12)]
+_BRIGHT += [(42, 123, 222), (192, 97, 203), (51, 199, 222), (255, 255, 255)]
+DARK = TerminalTheme((23, 20, 33), (208, 207, 204), _NORMAL, _BRIGHT)
+LIGHT = TerminalTheme((255, 255, 255), (23, 20, 33), _NORMAL, _BRIGHT)
 """The colours of GNOME Terminal."""
 
 MESS = {
@@ -76,18 +71,24 @@ def shown(ns: Namespace, columns: int, *arguments: str, status: int = 0) -> Text
     ended, output = at_terminal(ns.command(*NETSWEEP, *arguments), columns, ns.environment)
     if ended != status:
         raise SystemExit(f"netsweep {' '.join(arguments)} exited {ended}: {output}")
-    prompt = Text(f"$ sudo netsweep {' '.join(arguments)}\n", "bold")
-    return prompt + Text.from_ansi(output.rstrip("\n"))
+    screen = Text().append(f"$ sudo netsweep {' '.join(arguments)}\n", "bold")
+    return screen.append_text(Text.from_ansi(output.rstrip("\n")))
 
 
 def picture(screens: Sequence[Text], columns: int, theme: TerminalTheme) -> str:
-    """An SVG of ``screens``; equal ones of equal screens."""
+    """An SVG of ``screens``; the same for the same screens."""
     console = Console(record=True, width=columns, file=io.StringIO(), legacy_windows=False, color_system="truecolor")
     for number, screen in enumerate(screens):
-        console.print(*[""] * bool(number), screen, sep="\n", soft_wrap=True, highlight=False)
+        console.print("\n" * bool(number), end="")
+        for line in screen.split("\n", allow_blank=True):
+            # As a terminal breaks a line that is too long.
+            for row in line.divide(range(columns, len(line), columns)):
+                console.print(row, soft_wrap=True, highlight=False)
     svg = console.export_svg(title="netsweep", theme=theme, unique_id="netsweep")
     # Nothing is to be loaded from elsewhere.
-    return re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
+    # Some programs other than browsers drop even no-break spaces.
+    return svg.replace("<svg ", '<svg xml:space="preserve" ', 1)
 
 
 def screens(columns: int) -> Iterator[tuple[str, list[Text]]]:
