@@ -49,8 +49,8 @@ class Host:
     """
 
     def __init__(self, name: str, directory: Path) -> None:
-        self.tmp, self.run_directory, self.sbin, self.sudoers, opt = made = [
-            directory / each for each in ("tmp", "run", "sbin", "sudoers.d", "opt")
+        self.tmp, self.run_directory, self.opt, self.sbin, self.sudoers = made = [
+            directory / each for each in ("tmp", "run", "opt", "sbin", "sudoers.d")
         ]
         for path in made:
             path.mkdir()
@@ -67,18 +67,18 @@ class Host:
             "source": Path(netsweep.__file__).parent.parent,
         }
         for part in ("bin", *parts):
-            (opt / "netsweep" / part).mkdir(parents=True)
+            (self.opt / "netsweep" / part).mkdir(parents=True)
         python = f"/opt/netsweep/python/bin/python{sys.version_info.major}.{sys.version_info.minor}"
         variables = "PYTHONPATH=/opt/netsweep/source:/opt/netsweep/site LD_LIBRARY_PATH=/opt/netsweep/python/lib"
-        install(opt / "netsweep/bin/python", f'#!/bin/sh\n{variables} exec {python} "$@"\n')
-        install(opt / "netsweep/bin/netsweep", '#!/bin/sh\nexec /opt/netsweep/bin/python -m netsweep "$@"\n')
+        install(self.opt / "netsweep/bin/python", f'#!/bin/sh\n{variables} exec {python} "$@"\n')
+        install(self.opt / "netsweep/bin/netsweep", '#!/bin/sh\nexec /opt/netsweep/bin/python -m netsweep "$@"\n')
         (self.sbin / "netsweep").symlink_to("/opt/netsweep/bin/netsweep")
-        binds = {source: opt / "netsweep" / part for part, source in parts.items()} | {
+        binds = {source: self.opt / "netsweep" / part for part, source in parts.items()} | {
             directory / "passwd": Path("/etc/passwd"),
             self.sudoers: Path("/etc/sudoers.d"),
             self.sbin: Path("/usr/local/sbin"),
             self.run_directory: Path("/run"),
-            opt: Path("/opt"),
+            self.opt: Path("/opt"),
             self.tmp: Path("/tmp"),
         }
         mounts = [f"mount --rbind '{outside}' '{inside}'" for outside, inside in binds.items()]
@@ -256,6 +256,7 @@ def test_a_tmpdir_has_to_be_in_sudoers_too(host: Host) -> None:
         with unchanged(host.ns):
             done = host.run_as_ci(*command, environment=environment)
             assert (done.returncode, "did not run (status 1)" in done.stdout) == (0, True)
+            assert "sudo: a password is required" in done.stdout
         host.ns.lease_file.rename(elsewhere / host.ns.lease_file.name)
         install(host.sudoers / "netsweep", (RECIPES / "sudoers").read_text().replace("/tmp/", "/tmp/ci/"), 0o440)
         assert "Deleted 12 orphaned rules" in host.run_as_ci(*command, environment=environment).stdout
@@ -327,6 +328,17 @@ def test_the_timer_starts_the_service(host: Host) -> None:
     with host.swept():
         status, out = boot(host, "netsweep.timer", timer="OnBootSec=0\nRandomizedDelaySec=0\nAccuracySec=1us\n")
         assert (status, "Deleted 12 orphaned rules" in out) == (0, True), out
+
+
+def test_the_service_finds_a_tmpdir_that_it_is_told(host: Host) -> None:
+    elsewhere = host.opt / "ci"
+    elsewhere.mkdir()
+    with host.swept():
+        host.ns.lease_file.rename(elsewhere / host.ns.lease_file.name)
+        told = "ReadWritePaths=\nReadWritePaths=/opt/ci\nEnvironment=TMPDIR=/opt/ci\n"
+        status, out = boot(host, "netsweep.service", service=told)
+        assert (status, "Deleted 12 orphaned rules" in out) == (0, True), out
+    assert (elsewhere / host.ns.lock_file.name).exists()
 
 
 def test_the_service_deletes_bridges_where_it_is_let(host: Host) -> None:
