@@ -14,7 +14,7 @@ VENV_OPTIONS := $(if $(OTHER_PYTHON),,--system-site-packages)
 
 # What tests, bench and soak run in their network namespaces, which only root can make; some tests compile a
 # few lines of C.
-KERNEL_PACKAGES := $(if $(ROOT),iptables nftables iproute2 ipset gcc libc6-dev)
+KERNEL_PACKAGES := $(if $(ROOT),iptables nftables iproute2 ipset gcc libc6-dev sudo systemd)
 
 # Without root the tests that need the kernel are skipped, and coverage would miss what they cover.
 COVERAGE := $(if $(ROOT),--cov)
