@@ -130,6 +130,10 @@ class Backend(Protocol):
         """
         ...
 
+    def refusal(self, table: Table) -> str | None:
+        """Why no transaction can change ``table``, which :meth:`tables` returned last; ``None`` where one may."""
+        ...
+
     def ready(self, rules: Sequence[Rule]) -> None:
         """Prepare the deletion of ``rules``, and wait for those who change the firewall now; before any lock is held.
 

@@ -96,6 +96,9 @@ class MemoryBackend:
             scan.scanned[chain] += len(rules)
         return scan
 
+    def refusal(self, table: Table) -> str | None:
+        return None
+
     def ready(self, rules: Sequence[Rule]) -> None:
         pass
 

@@ -77,6 +77,19 @@ def create_regular(path: str, flags: int, mode: int, *, what: str) -> int:
     return created
 
 
+def check_creatable(path: str, *, what: str) -> None:
+    """Raise what :func:`create_regular` would for the missing file ``path``, as far as that shows; create nothing."""
+    directory, failed = os.path.dirname(path) or ".", f"cannot create {what} {path!a}"
+    try:
+        os.close(os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        if not os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
+            read_only = os.statvfs(directory).f_flag & os.ST_RDONLY
+            code = errno.EROFS if read_only else errno.EACCES
+            raise OSError(code, os.strerror(code))
+    except OSError as error:
+        raise describe(error, failed) from error
+
+
 def open_or_create_regular(path: str, flags: int, mode: int, *, what: str) -> int:
     """Open the regular file at ``path``, or create it where nothing stands there; return its descriptor.
 

@@ -60,6 +60,9 @@ class XtablesBackend:
             libiptc(scan.rules[0].chain.table.family).give_back()
         return scan
 
+    def refusal(self, table: Table) -> str | None:
+        return None
+
     def ready(self, rules: Sequence[Rule]) -> None:
         pass
 
