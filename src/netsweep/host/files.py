@@ -18,6 +18,9 @@ _KINDS = {
     stat.S_IFBLK: "a device",
 }
 
+_NO_FILES = {"/proc": errno.ENOENT, "/sys": errno.EACCES, "/sys/fs/cgroup": errno.EACCES}
+"""Filesystems that take no new files, whatever the modes of their directories say, and how they refuse them."""
+
 _CHUNK = 1 << 16
 
 
@@ -82,6 +85,9 @@ def check_creatable(path: str, *, what: str) -> None:
     directory, failed = os.path.dirname(path) or ".", f"cannot create {what} {path!a}"
     try:
         os.close(os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        for mount, code in _NO_FILES.items():
+            if os.path.exists(mount) and os.stat(mount).st_dev == os.stat(directory).st_dev:
+                raise OSError(code, os.strerror(code))
         if not os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
             read_only = os.statvfs(directory).f_flag & os.ST_RDONLY
             code = errno.EROFS if read_only else errno.EACCES
