@@ -64,7 +64,7 @@ def test_doctor_finds_an_empty_host_fit_for_a_sweep(ns: Namespace) -> None:
     empty = {"family": "ipv4", "tables": [], "other_tables": [], "scanned": 0, "owned": 0}
     assert found["backends"] == [{"name": name, **empty} for name in FLAVOURS]
     assert (found["orphans"], found["waits_for"], found["warnings"]) == (0, [], [])
-    nobody = {"exists": False, "held_by": None, "holder": None, "waiting": 0, "error": None}
+    nobody = {"exists": False, "held": None, "held_by": None, "holder": None, "waiting": 0, "error": None}
     assert found["locks"] == {
         "subnet": {"path": str(ns.lock_file), **nobody},
         "xtables": {"path": str(ns.xtables_lock), **nobody},

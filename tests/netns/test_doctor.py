@@ -253,6 +253,22 @@ def test_doctor_ends_as_the_sweep_after_it(ns: Namespace, state: str, orphans: s
             assert ("nothing to delete" in verdict) == (not report["changed"])
 
 
+@pytest.mark.parametrize("option", ["--lock-timeout", "--wait"])
+def test_doctor_knows_of_a_lock_whose_holder_a_user_does_not_see(public_ns: Namespace, option: str) -> None:
+    ns = public_ns
+    ns.restore("legacy", leaks(["hmdead"]))
+    path = ns.lock_file if option == "--lock-timeout" else ns.xtables_lock
+    path.touch()
+    path.chmod(0o666)
+    with flocked(path):
+        arguments = (["net_admin", "net_raw", "dac_read_search"], "doctor", option, "0")
+        examined = as_nobody(ns, *arguments)
+        swept = as_nobody(ns, arguments[0], "sweep", option, "0")
+    assert "is held by a process that is not visible here" in complaint(examined, 75)
+    complaint(swept, 75)
+    assert "held by a process that is not visible here" in " ".join(examined.stdout.split())
+
+
 @pytest.mark.parametrize("orphans", ["legacy", "nft", None])
 @pytest.mark.parametrize(
     ("capabilities", "directory_mode"),

@@ -154,7 +154,7 @@ def diagnose(
     if subnets and counted:
         found.subnets = found.attempt(lambda: _subnets(options, subnets, counted), needed=False)
     _foresee(found, options, Report("doctor") if report is None or dry_run else report, surveyed)
-    found.iptables = _iptables([each["name"] for each in found.backends if each["tables"]])
+    found.iptables = _iptables({each["name"]: each["tables"] for each in found.backends if each["tables"] != []})
     found.versions = _versions()
     found.system = _system()
     if best_effort and found.status != UsageError.exit_status:
@@ -300,6 +300,7 @@ def _lock(found: Diagnosis, name: str, path: str, *, timeout: float, option: str
     lock: dict[str, Any] = {
         "path": path,
         "exists": os.path.lexists(path),
+        "held": None,
         "held_by": None,
         "holder": None,
         "waiting": 0,
@@ -319,10 +320,13 @@ def _lock(found: Diagnosis, name: str, path: str, *, timeout: float, option: str
             holders, lock["waiting"] = processes.holders(path), processes.waiting(path)
         except OSError as error:
             raise describe(error, f"could not find out which process holds {what} {path!a}") from error
+        lock["held"] = bool(holders) or processes.is_locked(path)
         if holders:
             lock["held_by"], lock["holder"] = holders[0]
+        if lock["held"]:
+            by = holders[0] if holders else "a process that is not visible here"
             if timeout == 0:
-                raise _busy(f"{what} {path!a} is held by {holders[0]}, and {option} 0 means not to wait")
+                raise _busy(f"{what} {path!a} is held by {by}, and {option} 0 means not to wait")
             if needed:
                 found.waits_for.append(name)
 
@@ -338,20 +342,23 @@ def _lock(found: Diagnosis, name: str, path: str, *, timeout: float, option: str
         except BusyError:
             raise
         except NetsweepError as error:
-            lock["error"] = None if lock["held_by"] else str(error)
+            lock["error"] = None if lock["held"] else str(error)
             raise
 
     found.attempt(noted, needed=needed)
     return lock
 
 
-def _iptables(swept: list[str]) -> dict[str, Any]:
+def _iptables(held: Mapping[str, list[str] | None]) -> dict[str, Any]:
+    """The iptables here; ``held``: the tables of each backend that has some, ``None`` where that is not known."""
     path = find_program("iptables")
     iptables: dict[str, Any] = {"path": path, "version": None, "flavour": None, "swept": None}
     if version := _VERSION.search(_said_by("iptables", "-V")):
         # Before 1.8 there was one flavour only, and its output does not name it.
         flavour = version.group(2) or "legacy"
-        iptables.update(version=version.group(1), flavour=flavour, swept=BACKEND_OF_FLAVOUR.get(flavour) in swept)
+        backend = BACKEND_OF_FLAVOUR.get(flavour, "")
+        swept = None if backend in held and held[backend] is None else backend in held
+        iptables.update(version=version.group(1), flavour=flavour, swept=swept)
     return iptables
 
 

@@ -23,6 +23,8 @@ _KINDS = {"legacy": "x_tables", "nft": "nf_tables"}
 _LABEL = 15
 """Columns of the names of the lines."""
 
+_OWN_VERSIONS = ("netsweep", "python", "kernel", "nft")
+
 _OPTIONS = {"names": "name", "prefixes": "prefix", "protected": "protect", "chains": "chain"}
 """The options of settings that are called otherwise."""
 
@@ -85,7 +87,7 @@ def _parts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         source = re.sub("(option|environment) ", "", found["sources"][name])
         yield label, f"{_OPTIONS.get(name, name).replace('_', '-')}: {_value(value)} ({source})"
         label = ""
-    own = {name: version for name, version in found["versions"].items() if name in ("netsweep", "python", "kernel")}
+    own = {name: version for name, version in found["versions"].items() if name in _OWN_VERSIONS}
     libraries = {name: version for name, version in found["versions"].items() if name not in own}
     yield "versions", _pairs(own, {None: "missing"})
     yield "libraries", _pairs(libraries, {None: "missing"})
@@ -178,6 +180,8 @@ def _iptables(found: Mapping[str, Any]) -> str:
     if iptables["flavour"] is None:
         return f"{iptables['path']} does not show its version"
     known = f"{iptables['path']} {iptables['version']} ({iptables['flavour']})"
+    if iptables["swept"] is None:
+        return f"{known}; its rules could not be read"
     if iptables["swept"]:
         return f"{known}; a sweep covers its rules"
     if BACKEND_OF_FLAVOUR.get(iptables["flavour"]) not in [each["name"] for each in found["backends"]]:
@@ -191,12 +195,13 @@ def _lock(lock: Mapping[str, Any]) -> str:
     if not lock["exists"]:
         return "does not exist yet"
     waiting = f", {lock['waiting']} waiting" if lock["waiting"] else ""
-    if lock["held_by"] is None:
-        return f"{'held by a process that is not visible here' if waiting else 'free, as far as /proc shows'}{waiting}"
-    return f"held by {_process(lock)}{waiting}"
+    held = lock["held"] or lock["held_by"] or waiting
+    return f"held by {_process(lock)}{waiting}" if held else "free, as far as /proc shows"
 
 
 def _process(lock: Mapping[str, Any]) -> str:
+    if lock["held_by"] is None:
+        return "a process that is not visible here"
     return f"process {lock['held_by']}" + (f" ({lock['holder']})" if lock["holder"] else "")
 
 

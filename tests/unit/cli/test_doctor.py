@@ -98,7 +98,7 @@ def test_a_host_that_holds_nothing(host: Host, capsys: pytest.CaptureFixture[str
     assert (found["schema"], found["command"], found["orphans"], found["elsewhere"]) == (1, "doctor", 0, 0)
     nothing = {"family": "ipv4", "tables": [], "other_tables": [], "scanned": 0, "owned": 0}
     assert found["backends"] == [{"name": "legacy", **nothing}, {"name": "nft", **nothing}]
-    free = {"exists": False, "held_by": None, "holder": None, "waiting": 0, "error": None}
+    free = {"exists": False, "held": None, "held_by": None, "holder": None, "waiting": 0, "error": None}
     assert found["locks"] == {
         "subnet": {"path": str(host.lock_file), **free},
         "xtables": {"path": str(host.xtables_lock), **free},

@@ -9,7 +9,7 @@ import pytest
 
 from netsweep.output.doctor import doctor_lines, report_lines
 
-FREE = {"exists": True, "held_by": None, "holder": None, "waiting": 0, "error": None}
+FREE = {"exists": True, "held": False, "held_by": None, "holder": None, "waiting": 0, "error": None}
 
 
 def found(**changed: Any) -> dict[str, Any]:
@@ -139,7 +139,15 @@ def test_notes_tell_what_is_not_its_business() -> None:
     assert lines(notes=["there are rules of CNI networks"])["note"] == "there are rules of CNI networks"
 
 
-HELD = {"path": "/tmp/lock", "exists": True, "held_by": 12, "holder": "flock", "waiting": 2, "error": None}
+HELD = {
+    "path": "/tmp/lock",
+    "exists": True,
+    "held": True,
+    "held_by": 12,
+    "holder": "flock",
+    "waiting": 2,
+    "error": None,
+}
 
 
 @pytest.mark.parametrize(
@@ -148,6 +156,7 @@ HELD = {"path": "/tmp/lock", "exists": True, "held_by": 12, "holder": "flock", "
         (HELD, "held by process 12 (flock), 2 waiting"),
         ({**HELD, "holder": None, "waiting": 0}, "held by process 12"),
         ({**HELD, "held_by": None}, "held by a process that is not visible here, 2 waiting"),
+        ({**HELD, "held_by": None, "waiting": 0}, "held by a process that is not visible here"),
         ({**HELD, "exists": False}, "does not exist yet"),
         ({**FREE, "path": "/tmp/lock", "error": "it is a link"}, "cannot be used"),
         ({**FREE, "path": "/tmp/lock", "exists": False, "error": "no"}, "does not exist, and cannot be created"),
