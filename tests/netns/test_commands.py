@@ -5,14 +5,18 @@ Help, options and their variables are in tests/unit/cli.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import pty
 import re
 import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from typing import Any
 
 import pytest
@@ -291,6 +295,49 @@ def test_doctor_tells_all_that_it_can_without_the_capability(ns: Namespace) -> N
     assert "nf_tables: could not be read" in done.stdout
     assert "A sweep would fail here with exit status 77: CAP_NET_ADMIN is missing" in done.stdout
     assert str(ns.lease_file) in done.stdout
+
+
+def test_doctor_prints_a_block_for_a_bug_report(ns: Namespace, flavour: str) -> None:
+    ns.restore(flavour, leaks(["hmdead"]))
+    write_leases(ns, {"hm1": os.getpid()})
+    (ns.directory / "build.example").mkdir()
+    command = ("unshare", "--uts", "sh", "-c", 'hostname build.example && exec "$@"', "sh", *NETSWEEP, "doctor")
+    lock = str(ns.directory / "build.example" / "lock")
+    with flocked(ns.lock_file):
+        options = ("--lock-timeout", "0", "--wait", "2")
+        done = ns.run(*command, *options, "--report")
+        lines = lines_of(ns, *options)
+    assert done.stderr == ""
+    assert "Exit status of doctor: 75\n```\n\n</details>\n" in done.stdout
+    assert f"{flavour}:" in done.stdout
+    for line in ("wait: 2 s (--wait)", f"xtables lock:  {ns.xtables_lock}", lines["libraries"].split(",")[0]):
+        assert line in done.stdout
+    renamed = ns.run(*command, "--lock-file", lock, "--report").stdout
+    assert "HOST/lock" in renamed
+    for private in ("build.example", "TestX", "hypeman-fwd-out", "10.200."):
+        assert private not in done.stdout + renamed
+    assert max(len(line) for line in renamed.splitlines() if str(ns.directory) not in line) <= 80
+    assert "--report is text" in complaint(ns.netsweep("doctor", "--report", "--format", "json"), 2)
+    ns.environment["NETSWEEP_FORMAT"] = "json"
+    assert ns.netsweep("doctor", "--report").stdout.startswith("<!-- ")
+
+
+@pytest.mark.parametrize(("columns", "most"), [(60, 60), (90, 90), (300, 100)])
+def test_doctor_fits_the_terminal(ns: Namespace, columns: int, most: int) -> None:
+    main, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    environment = {name: value for name, value in ns.environment.items() if name not in ("COLUMNS", "LINES")}
+    command = ns.command(*NETSWEEP, "doctor", "--lock-file", "/l", "--lease-file", "/l")
+    environment["XTABLES_LOCKFILE"] = "/x"
+    with subprocess.Popen(command, stdout=terminal, env=environment):
+        os.close(terminal)
+        said = b""
+        with contextlib.suppress(OSError):  # the end
+            while read := os.read(main, 1 << 16):
+                said += read
+    os.close(main)
+    longest = max(map(len, said.decode().splitlines()))
+    assert most - 15 < longest <= most
 
 
 def test_doctor_changes_nothing(ns: Namespace, flavour: str) -> None:

@@ -18,7 +18,7 @@ _KINDS = {
     stat.S_IFBLK: "a device",
 }
 
-_NO_FILES = {"/proc": errno.ENOENT, "/sys": errno.EACCES, "/sys/fs/cgroup": errno.EACCES}
+_NO_FILES = {"/proc": errno.ENOENT, "/sys": errno.EACCES}
 """Filesystems that take no new files, whatever the modes of their directories say, and how they refuse them."""
 
 _CHUNK = 1 << 16

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 
 from netsweep.errors import NoBackendError, NotPermittedError
 from netsweep.host.programs import find_program
+from netsweep.model import Family
 
 Run = Callable[[list[str]], int]
 """Runs netsweep's command line and returns its exit status."""
@@ -158,6 +159,10 @@ def _fill(flavour: str) -> list[str]:
         tables["nat"].append(f"-A POSTROUTING -s 10.200.{number}.0/24 -o eth0 {nat}")
     text = "".join(f"*{table}\n{os.linesep.join(rules)}\nCOMMIT\n" for table, rules in tables.items())
     try:
+        if flavour == "legacy":
+            from netsweep.firewall.xtables.bindings import libiptc
+
+            libiptc(Family.IPV4)  # without it, nothing could be listed that is made here
         _iptables(flavour, "restore", text)
         return _save(flavour)
     except (OSError, subprocess.SubprocessError, NoBackendError) as error:

@@ -14,6 +14,7 @@ import pytest
 
 from netsweep.errors import BusyError, ContentionError, NetsweepError, NotPermittedError
 from netsweep.host.files import (
+    check_creatable,
     create_regular,
     describe,
     open_or_create_regular,
@@ -104,6 +105,24 @@ def test_paths_that_cannot_be_are_one_clear_error(tmp_path: Path, name: str) -> 
     (tmp_path / "file").write_text("")
     with pytest.raises(NetsweepError, match="cannot open file"):
         open_regular(str(tmp_path / name), os.O_RDONLY, what="file")
+
+
+@pytest.mark.parametrize("path", ["{}/none/file", "{}/other/file", "/proc/file", "/sys/file"])
+def test_what_cannot_be_created_is_known_before(tmp_path: Path, path: str) -> None:
+    (tmp_path / "other").write_text("")
+    path = path.format(tmp_path)
+    with pytest.raises(NetsweepError) as foreseen:
+        check_creatable(path, what="file")
+    with pytest.raises(NetsweepError) as failed:
+        create_regular(path, os.O_WRONLY, 0o600, what="file")
+    assert (type(foreseen.value), str(foreseen.value)) == (type(failed.value), str(failed.value))
+
+
+def test_what_can_be_created_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in ("file", str(tmp_path / "file")):
+        check_creatable(path, what="file")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_directory_that_is_missing_is_named_as_the_reason(tmp_path: Path) -> None:
