@@ -398,7 +398,7 @@ KEPT = [
     ("-i hm+ -j ACCEPT", "wildcard", "hm+", "it matches interfaces by wildcard hm+"),
     (
         f"-i hmdead -m comment --comment {'x' * 255} -j ACCEPT",
-        *("undecidable", "hmdead", "a comment of it may be cut off, and may have named another interface"),
+        *("undecidable", "hmdead", "one of its comments may be cut off, and may have named another interface"),
     ),
     (
         "! -o hmdead -j ACCEPT",

@@ -328,7 +328,10 @@ def test_a_rule_with_addresses_of_its_own_goes_only_without_a_journal(ns: Namesp
         '  iifname "veth3c" ip saddr { 10.1.1.1, 10.1.1.2 } accept\n }\n}\n',
     )
     options: dict[str, Any] = {"prefix": "veth", "all_chains": True}
-    with unchanged(ns), pytest.raises(netsweep.NetsweepError, match=r"uses the set __set\d+, which goes with the rule"):
+    with (
+        unchanged(ns),
+        pytest.raises(netsweep.NetsweepError, match=r"uses the set __set\d+, which is deleted with the rule"),
+    ):
         swept(ns, **options, journal=ns.directory / "journal")
     assert not (ns.directory / "journal").exists()
     assert swept(ns, **options).deleted == 1

@@ -336,7 +336,7 @@ def test_other_names_of_a_bridge_are_looked_at(ns: Namespace) -> None:
         add_leases(ns, {"hm22": owner.pid})
         line = complaint(teardown(ns, *names), 1)
         owner.kill()
-    assert "hm1 was left alone: it is called ha5 too, which is protected" in line
+    assert "hm1 was left alone: its alternative name ha5 is protected" in line
     assert f"hm2 was left alone: a running process (PID {owner.pid}) holds a lease for hm22" in line
     assert {"hm1", "hm2"} <= set(links(ns))
     assert "hm3" not in links(ns)

@@ -36,7 +36,7 @@ _WIDTH_MAX = 100
     "--subnets",
     metavar="FIRST-LAST",
     shown=_SUBNETS,
-    help="The subnets of tests, each a /24, of which is counted how many are in use, leaked and free.",
+    help="Count how many of these /24 subnets, which tests use, are in use, leaked and free.",
 )
 @option(
     "--report",

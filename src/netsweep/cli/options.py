@@ -52,7 +52,8 @@ def option(
     # A path stands in a paragraph that click does not wrap: it would break it at its dashes.
     before, between = ("\n\n\b\n", ";\n") if settings.get("metavar") == "PATH" else ("  ", "; ")
     default = "" if shown is None else f"{between}default: {shown}"
-    text = f"{help}{before}[env var: {variable}{default}]"
+    several = ", comma-separated" if settings.get("multiple") else ""
+    text = f"{help}{before}[env var: {variable}{several}{default}]"
     return click.option(*names, cls=_Option, envvar=variable, help=text, **settings)
 
 
@@ -153,7 +154,7 @@ _chains = (
         metavar="SECONDS",
         type=float,
         shown=f"{_PROFILE.settle:g}",
-        help="A name has to be gone in two looks so far apart. Nothing waits where there is no orphan.",
+        help="A name counts as gone only where two looks this far apart do not find it. Without orphans nothing waits.",
     ),
 )
 

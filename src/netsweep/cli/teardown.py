@@ -15,7 +15,7 @@ from netsweep.report import Report
 
 @click.command("teardown")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
-@option("--subnet", metavar="CIDR", help="The network's subnet, where neither its lease nor its bridge tells.")
+@option("--subnet", metavar="CIDR", help="The network's subnet, where neither its lease nor its bridge says.")
 @option(
     "--force",
     is_flag=True,

@@ -51,7 +51,7 @@ def open_regular(path: str, flags: int, *, what: str) -> int:
         return os.open(f"/proc/self/fd/{found}", flags | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         # Not the file, which is open: taking this for a missing lease file would mean no leases.
-        raise NetsweepError(f"cannot open {what} {path!a}: /proc is missing; mount it") from None
+        raise NetsweepError(f"cannot open {what} {path!a}: /proc is not mounted") from None
     except BlockingIOError:
         raise BusyError(f"{what} {path!a} is in use: another process has a file lease on it; retry") from None
     except OSError as error:
@@ -107,7 +107,7 @@ def open_or_create_regular(path: str, flags: int, mode: int, *, what: str) -> in
             return open_regular(path, flags, what=what)
         with contextlib.suppress(FileExistsError):
             return create_regular(path, flags, mode, what=what)
-    raise BusyError(f"{what} {path!a} is created and removed all the time; retry")
+    raise BusyError(f"{what} {path!a} keeps being created and removed; retry")
 
 
 def read_regular(path: str, what: str, limit: int) -> bytes | None:
@@ -128,10 +128,10 @@ def read_regular(path: str, what: str, limit: int) -> bytes | None:
             chunks.append(chunk)
             size += len(chunk)
             if size > limit:
-                raise NetsweepError(f"{what} {path!a} is refused: larger than {limit // 2**20} MiB")
+                raise NetsweepError(f"{what} {path!a} is larger than {limit // 2**20} MiB: it was not read")
         return b"".join(chunks)
     except BlockingIOError:
-        raise NetsweepError(f"cannot read {what} {path!a}: it has nothing to read now; give a file on a disk") from None
+        raise NetsweepError(f"cannot read {what} {path!a}: it has no data to read now; give a file on a disk") from None
     except OSError as error:
         raise describe(error, f"cannot read {what} {path!a}") from error
     finally:
@@ -176,7 +176,7 @@ def replace_regular(path: str, known: bytes, content: bytes, *, what: str) -> No
     except FileNotFoundError:
         raise ContentionError(f"{what} {path!a} was removed") from None
     except FileExistsError as error:
-        raise NetsweepError(f"{failed}: {new!a} is in the way") from error
+        raise NetsweepError(f"{failed}: {new!a} exists") from error
     except OSError as error:
         raise describe(error, failed) from error
 

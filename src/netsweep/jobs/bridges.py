@@ -38,7 +38,7 @@ _FRESH = 1.0
 
 _CHANGED = "it changed while it was looked at"
 _UNSEEN = "a network namespace that cannot be looked into may use it: run as root, outside of containers"
-_GOES_FIRST = "its bridge is leaked, and goes first"
+_GOES_FIRST = "its bridge is leaked, and is deleted first"
 
 
 class BridgeLook(NamedTuple):
@@ -174,7 +174,7 @@ class Bridges:
         changed = finding._replace(verdict=Verdict.UNDECIDABLE, reason=_CHANGED)
         with subnet_locked(self._options, self._report):
             if time.monotonic() > look.ended + _FRESH:
-                raise ContentionError("getting the subnet lock took long")
+                raise ContentionError("waiting for the subnet lock took too long")
             now = self._judge.leases_since(look.leases)
             of_bridge = look.leases_of(bridge)
             if _of(bridge, now) != of_bridge or _alive([bridge], now, look.dead, look.ages):

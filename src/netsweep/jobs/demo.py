@@ -114,7 +114,7 @@ def _show(directory: str, run: Run) -> int:
     _lease(directory)
     before = {flavour: rules for flavour in _FLAVOURS if (rules := _fill(flavour))}
     if not before:
-        raise NoBackendError("this kernel takes no iptables rules here: run the demo as root")
+        raise NoBackendError("this kernel accepts no iptables rules here: run the demo as root")
     where = " and in ".join(_FLAVOURS[flavour] for flavour in before)
     print(
         f"A new network namespace, with what {len(LEAKED)} dead test jobs left behind in {where},\n"

@@ -50,7 +50,7 @@ _THEIRS = {
         ChainPattern(None, "cni_plugins_masquerade", "*"),
     ),
     "there are rules of Podman's netavark: they belong to containers and subnets, not to interfaces, so netsweep "
-    "leaves them; 'podman network reload --all' makes them anew": (
+    "leaves them; 'podman network reload --all' creates them again": (
         ChainPattern(None, "*", "NETAVARK-*"),
         ChainPattern(None, "*", "NETAVARK_*"),
         ChainPattern(None, "netavark", "*"),

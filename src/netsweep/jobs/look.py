@@ -177,7 +177,7 @@ class Judge:
             return
         if len(self.policy.orphans(orphans, life._replace(gone=gone, devices=devices))) < len(orphans):
             came = ", ".join(sorted(life.gone - gone)[:1])
-            raise ContentionError(f"{came or 'an interface'} was made meanwhile")
+            raise ContentionError(f"{came or 'an interface'} was created meanwhile")
 
     def _find(
         self, names: Collection[str], indexes: Collection[int]
@@ -329,7 +329,7 @@ def _read_families(
         # Read once more and accept an incomplete answer, with a warning.
         tables, scan = patience.retry(read)
     if not scan.complete:
-        report.warn("the rules changed whenever they were read; some may have been missed")
+        report.warn("the rules changed each time they were read; some may have been missed")
     return tables, scan
 
 

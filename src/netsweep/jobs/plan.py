@@ -55,7 +55,7 @@ class _Line:
         node = self._place(after, before)
         if node is None:
             raise NetsweepError(
-                f"the rules around a place in {chain} have gone or changed sides: nothing was restored, "
+                f"the rules around a place in {chain} are gone or in another order: nothing was restored, "
                 "the journal no longer fits"
             )
         for each in saved:

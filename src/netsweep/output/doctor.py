@@ -167,7 +167,8 @@ def _backend(backend: Mapping[str, Any]) -> str:
         return f"{kind}: no {backend['family']} tables here{others}"
     owned = "1 names a bridge" if backend["owned"] == 1 else f"{backend['owned']:,} name bridges"
     return (
-        f"{kind}: {backend['family']} tables {', '.join(backend['tables'])}; "
+        f"{kind}: {backend['family']} {'table' if len(backend['tables']) == 1 else 'tables'} "
+        f"{', '.join(backend['tables'])}; "
         f"{count(backend['scanned'], 'rule')} in the chains looked at, "
         f"{owned} of ours{others}"
     )

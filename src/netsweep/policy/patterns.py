@@ -93,7 +93,7 @@ def _check_glob(glob: str) -> None:
         raise ValueError(f"{glob!a} cannot be the name of an interface")
     if len(beginning) < LITERALS_MIN:
         raise ValueError(
-            f"name {glob!a} is too wide: at least {LITERALS_MIN} characters have to stand before the first wildcard"
+            f"name {glob!a} is too wide: at least {LITERALS_MIN} characters have to come before the first wildcard"
         )
     if len(re.sub(_SET, "?", glob).replace("*", "")) > INTERFACE_NAME_MAX:
         raise ValueError(f"name {glob!a} is longer than the {INTERFACE_NAME_MAX} characters of an interface's name")
@@ -181,13 +181,11 @@ def chain_pattern(text: str) -> ChainPattern:
     family = _FAMILIES.get(before) if colon else None
     table, slash, chain = (after if family else text).partition("/")
     if not family and "/" in chain and table in _FAMILIES:
-        raise ValueError(f"there can be no chain {text!a}: a family stands before a colon, as {table}:{chain}")
+        raise ValueError(f"invalid chain {text!a}: a family is followed by a colon, as {table}:{chain}")
     if not (table and slash and chain) or not text.isprintable() or " " in text:
-        raise ValueError(
-            f"there can be no chain {text!a}: give TABLE/CHAIN, as filter/FORWARD, 'raw/*' or 'inet:firewalld/*'"
-        )
+        raise ValueError(f"invalid chain {text!a}: give TABLE/CHAIN, as filter/FORWARD, 'raw/*' or 'inet:firewalld/*'")
     if colon and not family and "/" in after:
-        raise ValueError(f"there can be no chain {text!a}: families are ipv4, ipv6 and inet")
+        raise ValueError(f"invalid chain {text!a}: families are ipv4, ipv6 and inet")
     pattern = ChainPattern(family, table, chain)
     for glob in (table, chain):
         _matcher(glob)

@@ -87,7 +87,7 @@ def test_without_proc_a_file_is_not_taken_for_missing(tmp_path: Path, monkeypatc
         return real(name.replace("/proc/", "/nowhere/"), flags)
 
     monkeypatch.setattr(os, "open", without_proc)
-    with pytest.raises(NetsweepError, match="/proc is missing"):
+    with pytest.raises(NetsweepError, match="/proc is not mounted"):
         read_regular(str(path), "file", 10)
 
 
@@ -160,7 +160,7 @@ def test_a_file_with_nothing_to_read_now_is_one_clear_error(tmp_path: Path, monk
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     monkeypatch.setattr(os, "read", nothing_now)
-    with pytest.raises(NetsweepError, match=r"cannot read lease file .*: it has nothing to read now"):
+    with pytest.raises(NetsweepError, match=r"cannot read lease file .*: it has no data to read now"):
         read_regular(str(tmp_path / "file"), "lease file", 10)
 
 
@@ -180,7 +180,7 @@ def test_a_file_that_comes_and_goes_all_the_time_is_busy(tmp_path: Path, monkeyp
         return real(path, flags)
 
     monkeypatch.setattr(os, "open", contrary)
-    with pytest.raises(BusyError, match="created and removed all the time"):
+    with pytest.raises(BusyError, match="keeps being created and removed"):
         open_or_create_regular(str(tmp_path / "file"), os.O_RDONLY, 0o666, what="file")
 
 
@@ -280,7 +280,7 @@ def test_what_somebody_puts_in_the_way_meanwhile_is_told(old: Path, monkeypatch:
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "unlink", nothing)
-        with pytest.raises(NetsweepError, match=r"cannot replace file .*: '.*file\.netsweep' is in the way"):
+        with pytest.raises(NetsweepError, match=r"cannot replace file .*: '.*file\.netsweep' exists"):
             replace(old)
     assert (old.read_bytes(), new.read_bytes()) == (b"old", b"somebody's")
 

@@ -98,14 +98,14 @@ def test_a_host_with_nothing_on_it() -> None:
 def test_tables_of_every_family_are_shown_and_counts_are_in_the_right_number() -> None:
     one = {"name": "nft", "family": "ipv4", "tables": ["filter"], "other_tables": [], "scanned": 1, "owned": 1}
     assert lines(backends=[one])["nft"] == (
-        "nf_tables: ipv4 tables filter; 1 rule in the chains looked at, 1 names a bridge of ours"
+        "nf_tables: ipv4 table filter; 1 rule in the chains looked at, 1 names a bridge of ours"
     )
     assert lines(backends=[{**one, "family": "inet", "owned": 0}])["nft"] == (
-        "nf_tables: inet tables filter; 1 rule in the chains looked at, 0 name bridges of ours"
+        "nf_tables: inet table filter; 1 rule in the chains looked at, 0 name bridges of ours"
     )
     others = {**one, "other_tables": ["bridge filter", "arp filter"], "scanned": 1200, "owned": 2}
     assert lines(backends=[others])["nft"] == (
-        "nf_tables: ipv4 tables filter; 1,200 rules in the chains looked at, 2 name bridges of ours; "
+        "nf_tables: ipv4 table filter; 1,200 rules in the chains looked at, 2 name bridges of ours; "
         "not looked at: bridge filter, arp filter"
     )
     only_others = {**others, "tables": []}
