@@ -65,7 +65,7 @@ class MemoryBackend:
         self._generation += 1
 
     def remake(self, table: Table) -> None:
-        """Make the chains of ``table`` anew, without rules; handles start again, as those of the kernel do."""
+        """Create the chains of ``table`` again, without rules; handles start again, as those of the kernel do."""
         for chain in self._chains:
             if chain.table == table:
                 self._chains[chain] = []

@@ -1,4 +1,4 @@
-"""Open files as root, in directories that everybody may write to, without following anybody's links."""
+"""Open files as root in directories that anyone can write to, without following links."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def open_regular(path: str, flags: int, *, what: str) -> int:
     process has a file lease on it, :class:`NotPermittedError` or :class:`NetsweepError`.
     """
     try:
-        # O_PATH finds out what stands there without opening it. The second open goes through the
+        # O_PATH finds out what is there without opening it. The second open goes through the
         # descriptor, so nobody can put something else in its place in between (open(2), O_PATH).
         found = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -63,7 +63,7 @@ def open_regular(path: str, flags: int, *, what: str) -> int:
 def create_regular(path: str, flags: int, mode: int, *, what: str) -> int:
     """Create the file at ``path`` with exactly ``mode``, whatever the umask; return its descriptor.
 
-    Raises :class:`FileExistsError` where anything stands there already, a dangling link included,
+    Raises :class:`FileExistsError` where anything exists there already, a dangling link included,
     else as :func:`open_regular`.
     """
     try:
@@ -97,7 +97,7 @@ def check_creatable(path: str, *, what: str) -> None:
 
 
 def open_or_create_regular(path: str, flags: int, mode: int, *, what: str) -> int:
-    """Open the regular file at ``path``, or create it where nothing stands there; return its descriptor.
+    """Open the regular file at ``path``, or create it where there is none; return its descriptor.
 
     ``mode`` is for a new file. Raises :class:`BusyError` where the file comes and goes all the time,
     else as :func:`open_regular`, but for :class:`FileNotFoundError`.
@@ -141,7 +141,7 @@ def read_regular(path: str, what: str, limit: int) -> bytes | None:
 def replace_regular(path: str, known: bytes, content: bytes, *, what: str) -> None:
     """Put a file with ``content`` in the place of the regular file at ``path``, in one step, with its owner and mode.
 
-    It is on the disk before it is renamed. What is written first stands beside it, as ``path`` and ``.netsweep``; one
+    It is on the disk before it is renamed. The new file is written beside it, as ``path`` and ``.netsweep``; one
     that was left there is removed, so callers need a lock of their own. Raises :class:`ContentionError` where the file
     does not hold what is ``known``, else as :func:`open_regular`.
     """

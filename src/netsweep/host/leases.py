@@ -111,7 +111,7 @@ def of(path: str, content: bytes, leases: Iterable[Lease]) -> Leases:
 
 
 def dead(pids: Collection[int]) -> set[int]:
-    """Those of ``pids`` that no running process on this host has, in whatever PID namespace.
+    """Those of ``pids`` that no running process on this host has, in any PID namespace.
 
     A job in a container may have written the PID that it has there, so a PID that does not run here
     proves nothing as long as any process has it somewhere. Where that cannot be known the answer is

@@ -96,7 +96,7 @@ class Bridges:
     def delete(self, first: BridgeLook, journal: Journal | None) -> list[str]:
         """Delete the bridges that leaked at the ``first`` look and still do.
 
-        The subnet lock is taken anew for each bridge, which is checked again under it. Returns what failed; that does
+        The subnet lock is taken again for each bridge, which is checked again under it. Returns what failed; that does
         not stop the others. Raises :class:`~netsweep.errors.NetsweepError` where none could be deleted any more.
         """
         failures = list[str]()

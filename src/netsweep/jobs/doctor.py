@@ -180,7 +180,7 @@ def _foresee(found: Diagnosis, options: Options, report: Report, surveyed: Seque
     for why in refusals.values():
         found.attempt(partial(_refuse, why), needed=True)
     if report.stale_leases and options.lease_file:
-        # What is written first stands beside it.
+        # The new file is written beside it first.
         path = f"{options.lease_file}.netsweep"
         found.attempt(partial(check_creatable, path, what="lease file"), needed=True)
 

@@ -147,7 +147,7 @@ def _bridges_deleted(
         failures = bridges.delete(look, journal)
         judge.ignored = bridges.unwanted.__contains__
         yield failures
-        # Not where sweeping the rules ended early: as long as they are left, nobody else is to lease the names.
+        # Not where sweeping the rules ended early: as long as they are left, nobody else should lease the names.
         failures += bridges.remove_leases()
 
 

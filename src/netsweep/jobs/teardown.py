@@ -33,7 +33,7 @@ def teardown(options: Options, names: Sequence[str], subnet: str | None = None, 
 
     ``subnet``: that of the one network, where neither its lease nor its bridge tells. ``force``: also where another
     running process leases it. The leases go last, so that nobody else gets the name while it is taken down.
-    Raises :class:`~netsweep.errors.NetsweepError` where anything of a network is left; the rest is done all the same.
+    Raises :class:`~netsweep.errors.NetsweepError` where anything of a network is left; the rest is done anyway.
     """
     report, failures = Report("teardown"), list[NetsweepError]()
     with reporting(report):
@@ -208,7 +208,7 @@ def _delete_rules(
 def _remove_leases(options: Options, names: Sequence[str], owners: _Owners, report: Report) -> None:
     """Remove the leases of networks that are gone, but those of processes that lease the names now.
 
-    Raises :class:`NetsweepError` where one of ``names`` is there again, and nobody leased it.
+    Raises :class:`NetsweepError` where one of ``names`` exists again, and nobody leased it.
     """
     found = owners.read()
     free = [name for name in names if not owners.others(found, [name])]

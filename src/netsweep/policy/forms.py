@@ -5,7 +5,7 @@ matches are negated, whether there is a source, a destination, a protocol and po
 name, and the target. A rule has the form where all of these are the same and nothing else is in it.
 ``{name}`` is the same name of ours everywhere; ``{other}`` is any interface; ``{ip}`` is a single address;
 ``{proto}`` is any protocol, and as a match its extension. Ports are one port of the destination. Other words in
-braces only tell readers what stands there.
+braces only tell readers what is there.
 """
 
 from __future__ import annotations

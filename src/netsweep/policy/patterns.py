@@ -12,7 +12,7 @@ from typing import NamedTuple
 from netsweep.model import INTERFACE_NAME_MAX, Chain, Family
 
 LITERALS_MIN = 2
-"""How many characters of a glob for interfaces have to stand as they are before its first wildcard: rules are
+"""How many literal characters a glob for interfaces has to have before its first wildcard: rules are
 searched for these, and a shorter glob would own what others named."""
 
 STARS_MAX = 3
@@ -37,7 +37,7 @@ _PREFIX_CHARACTERS = frozenset(f"{string.ascii_letters}{string.digits}._-")
 _PREFIX_SHAPE = f"give 1 to {INTERFACE_NAME_MAX - 1} letters, digits, dots, dashes or underscores, as hm"
 
 _EXPRESSION = frozenset("{}()^$|\\+")
-"""What stands in regular expressions, and in no name."""
+"""Characters of regular expressions that no name has."""
 
 _REPEATED = r"(\[[^\]]*\]|[^\]])\{(\d{1,2})\}"
 

@@ -265,7 +265,7 @@ def _restricts(spec: Spec) -> bool:
 
 
 def _named_elsewhere(spec: Spec, names: Names) -> list[str]:
-    """The names of ours that stand in a rule otherwise than in its ``-i`` and ``-o``."""
+    """The names of ours that a rule has elsewhere than in its ``-i`` and ``-o``."""
     named = [name for comment in spec.comments for name in names.mentioned(comment)]
     if spec.physdev:
         named += [each.name for each in spec.physdev if not each.wildcard and names.owns(each.name)]

@@ -83,7 +83,7 @@ def duration(text: str) -> float:
 
 
 def available() -> list[str]:
-    """The names of the profiles that netsweep brings along, the default first."""
+    """The names of the profiles that come with netsweep, the default first."""
     names = {entry.removesuffix(".toml") for entry in os.listdir(_DIRECTORY) if entry.endswith(".toml")}
     return [DEFAULT, *sorted(names - {DEFAULT})]
 

@@ -240,8 +240,8 @@ def test_each_family_of_a_backend_has_a_line_and_tables_that_hold_none_are_named
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("nft:")]
     assert [line.split(";")[0].split(": ")[-1] for line in lines] == [
         "ipv4 tables filter, nat",
-        "ipv6 tables nat",
-        "inet tables firewalld",
+        "ipv6 table nat",
+        "inet table firewalld",
     ]
 
 

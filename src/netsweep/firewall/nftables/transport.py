@@ -1,7 +1,7 @@
 """Read and change nf_tables tables.
 
 A handle does not name one rule for good: ``iptables-nft -R`` and ``nft replace rule`` put another rule
-under it, and a table that is made anew starts its handles again. So every batch is tied to a generation
+under it, and a table that is created again starts its handles again. So every batch is tied to a generation
 (``NFNL_BATCH_GENID``) in which its rules are known to be what was decided on: the kernel refuses it
 (ERESTART) where anything was committed since.
 """

@@ -132,7 +132,7 @@ class XtablesBackend:
 
 
 class _Snapshot(NamedTuple):
-    """A table as libiptc read it: ``handle`` is to be given to ``calls``."""
+    """A table as libiptc read it: ``handle`` is the one to pass to ``calls``."""
 
     calls: Library
     handle: int
