@@ -366,7 +366,7 @@ def test_a_host_with_rules_for_ipv6_only_is_swept(ns: Namespace, flavour: str, t
     assert [(each.name, each.family.value, each.deleted) for each in report.backends] == [(flavour, "ipv6", 3)]
     assert restored(ns, tmp_path / "journal") == 3
     assert snapshot(ns).without_counters == before.without_counters
-    doctor = ns.netsweep("doctor", "--prefix", "hybr").stdout
+    doctor = " ".join(ns.netsweep("doctor", "--prefix", "hybr").stdout.split())
     assert "ipv6 tables filter, nat; 6 rules in the chains looked at, 1 names a bridge of ours" in doctor
     assert "cnitool gc" in doctor
     # A form of Docker's own.

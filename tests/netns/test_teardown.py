@@ -221,7 +221,7 @@ def test_json_tells_what_went(ns: Namespace, flavour: str) -> None:
         (["hm1", "ha12"], "'ha12' is protected"),
         (["hm1", ""], "'' is not a name of ours"),
         (["--force", "hm1", "eth9"], "'eth9' is not a name of ours"),
-        (["hm1", "hm2", "--subnet", "10.200.1.0/24"], "--subnet is that of one network"),
+        (["hm1", "hm2", "--subnet", "10.200.1.0/24"], "--subnet is for one network"),
         (["hm1", "--subnet", "10.200.1"], "--subnet '10.200.1' is not a subnet as 10.200.1.0/24"),
         (["hm1", "--subnet", "hm1"], "--subnet 'hm1' is not a subnet"),
         (["--protect", "hm1", "hm1"], "'hm1' is protected"),
