@@ -21,8 +21,8 @@ _SUBNETS = profiles.load().subnets
 
 _OF_SWEEP = ("dry_run", "journal", "max_deletes", "best_effort")
 
-_WIDTH_MAX = 100
-"""Columns: longer lines are hard to read."""
+_WIDTH_MIN, _WIDTH_MAX = 40, 100
+"""Columns on a terminal: longer lines are hard to read, and shorter ones hold few words beside the names."""
 
 
 @click.command(
@@ -89,7 +89,7 @@ def command(
             return 0
         for error in found.errors:
             complain(error)
-        width = min(shutil.get_terminal_size().columns, _WIDTH_MAX) if sys.stdout.isatty() else WIDTH
+        width = min(max(shutil.get_terminal_size().columns, _WIDTH_MIN), _WIDTH_MAX) if sys.stdout.isatty() else WIDTH
         click.echo(json.dumps(content) if form == "json" else "\n".join(doctor_lines(content, width)))
         return found.status
 

@@ -26,9 +26,10 @@ from netsweep.jobs.look import SWEPT, BackendSurvey, Judge, survey
 from netsweep.jobs.patience import Patience
 from netsweep.jobs.sweep import check_number, find_orphans
 from netsweep.model import BACKEND_OF_FLAVOUR, Family
+from netsweep.output.doctor import OPTIONS
 from netsweep.output.failures import explain
 from netsweep.output.text import count
-from netsweep.policy.patterns import ChainPattern
+from netsweep.policy.patterns import ALL_CHAINS, ChainPattern
 from netsweep.profiles.options import Options
 from netsweep.profiles.options import subnets as subnets_of
 from netsweep.report import Report
@@ -60,9 +61,6 @@ _THEIRS = {
 
 _LIBRARIES = ("click", "filelock", "pyroute2", "python-iptables")
 _VERSION = re.compile(r"v(\S+)(?: \((\w+)\))?")
-
-_OPTIONS = {"names": "name", "prefixes": "prefix", "protected": "protect", "chains": "chain"}
-"""The options of settings that are called otherwise."""
 
 _OF_PROFILE = ("names", "prefixes", "protected", "chains", "settle", "lock_file", "lease_file", "min_age", "subnets")
 """The settings whose defaults are in the profile."""
@@ -211,9 +209,9 @@ def _source(setting: str, options: Options, given: Mapping[str, str]) -> str:
     profile = f"profile {options.profile.name}"
     if setting == "xtables_lock_file":
         return "environment XTABLES_LOCKFILE" if os.environ.get("XTABLES_LOCKFILE") else "default"
-    source = given.get(_OPTIONS.get(setting, setting))
-    if setting == "chains":
-        source = source or given.get("all_chains")
+    source = given.get(OPTIONS.get(setting, setting))
+    if setting == "chains" and not options.chains_given:
+        source = given.get("all_chains") if options.chains == (ALL_CHAINS,) else None
     if setting == "names" and source and options.profile.names:
         return f"{profile} and {source}"
     if source:
@@ -318,9 +316,9 @@ def _lock(found: Diagnosis, name: str, path: str, *, timeout: float, option: str
             pass  # another process has a file lease on it, and is one of the holders
         try:
             holders, lock["waiting"] = processes.holders(path), processes.waiting(path)
+            lock["held"] = bool(holders) or processes.is_locked(path)
         except OSError as error:
             raise describe(error, f"could not find out which process holds {what} {path!a}") from error
-        lock["held"] = bool(holders) or processes.is_locked(path)
         if holders:
             lock["held_by"], lock["holder"] = holders[0]
         if lock["held"]:

@@ -382,8 +382,8 @@ def survey(options: Options) -> list[BackendSurvey]:
                 report = Report("doctor")
                 tables, scan = _read(backend, options, Patience(options.wait, report), report, everywhere=True)
                 refusals = {table: why for table in tables if (why := backend.refusal(table))}
-        except NetsweepError as error:
-            found.append(BackendSurvey(name, None, {}, {}, error=error))
+        except Exception as error:
+            found.append(BackendSurvey(name, None, {}, {}, error=explain(error)))
             continue
         scanned, owned = Counter[Family](), Counter[Family]()
         for chain in filter(options.selects, scan.chains):

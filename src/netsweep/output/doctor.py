@@ -25,8 +25,8 @@ _LABEL = 15
 
 _OWN_VERSIONS = ("netsweep", "python", "kernel", "nft")
 
-_OPTIONS = {"names": "name", "prefixes": "prefix", "protected": "protect", "chains": "chain"}
-"""The options of settings that are called otherwise."""
+OPTIONS = {"names": "name", "prefixes": "prefix", "protected": "protect", "chains": "chain"}
+"""The names of the options of those settings that have another name."""
 
 _AS_IT_IS = ("versions", "system", "iptables")
 """What in a bug report is shown as it is: versions may look like addresses."""
@@ -35,7 +35,7 @@ _ADDRESS = re.compile(
     r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9A-Fa-f]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f.]*)(?:/\d+)?(?![\w:])"
 )
 _MAC = re.compile(r"(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}")
-_HOME = re.compile(r"/home/[^/\s'\"]+|/root(?![\w.-])")
+_HOME = re.compile(r"/home/[^/\s'\"]+|(?<![\w.-])/root(?![\w.-])")
 
 _READ_FIRST = (
     "Made by 'netsweep doctor --report'. Please read it before you post it. It names tables, chains, prefixes, paths, "
@@ -85,7 +85,7 @@ def _parts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     label = "settings"
     for name, value in found["settings"].items():
         source = re.sub("(option|environment) ", "", found["sources"][name])
-        yield label, f"{_OPTIONS.get(name, name).replace('_', '-')}: {_value(value)} ({source})"
+        yield label, f"{OPTIONS.get(name, name).replace('_', '-')}: {_value(value)} ({source})"
         label = ""
     own = {name: version for name, version in found["versions"].items() if name in _OWN_VERSIONS}
     libraries = {name: version for name, version in found["versions"].items() if name not in own}

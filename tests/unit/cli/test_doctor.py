@@ -181,6 +181,18 @@ def test_the_source_of_a_setting_is_the_option_the_variable_or_the_profile(
         assert f"{line}\n" in said
 
 
+def test_of_options_that_exclude_each_other_the_source_is_the_one_that_counts(
+    host: Host, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NETSWEEP_ALL_CHAINS", "0")
+    assert doctor(capsys)["sources"]["chains"] == "profile hypeman"
+    monkeypatch.setenv("NETSWEEP_CHAIN", "filter/INPUT")
+    assert doctor(capsys)["sources"]["chains"] == "environment NETSWEEP_CHAIN"
+    assert doctor(capsys, "--all-chains")["sources"]["chains"] == "option --all-chains"
+    monkeypatch.setenv("NETSWEEP_ALL_CHAINS", "1")
+    assert doctor(capsys, "--chain", "filter/OUTPUT")["sources"]["chains"] == "option --chain"
+
+
 def test_a_variable_that_nothing_reads_is_told(
     host: Host, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
