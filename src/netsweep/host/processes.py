@@ -181,3 +181,14 @@ def _name(pid: int) -> str | None:
 def _read(path: str) -> bytes:
     with open(path, "rb", buffering=0) as file:
         return file.read()
+
+
+def is_locked(file: str | int) -> bool:
+    """Whether a process holds a ``flock(2)`` on ``file``, as far as the kernel tells; see :func:`waiting`.
+
+    Tells that also of processes that this one may not look into. Raises :class:`OSError`.
+    """
+    status = os.stat(file)
+    shown = b"%02x:%02x:%d" % (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
+    lines = (line.split() for line in _read("/proc/locks").split(b"\n"))
+    return any(words[1:2] == [b"FLOCK"] and shown in words for words in lines)

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from netsweep.errors import ContentionError, NetsweepError, NotPermittedError
 from netsweep.firewall import Standing, Transaction
 from netsweep.firewall.ipset import set_name
-from netsweep.host.files import create_regular, describe, open_regular
+from netsweep.host.files import check_creatable, create_regular, describe, open_regular
 from netsweep.model import BACKENDS, Bridge, Chain, Family, Rule, Table, Undo
 from netsweep.version import __version__
 
@@ -96,9 +96,7 @@ class Journal:
         try:
             self._file = create_regular(self._path, os.O_WRONLY | os.O_APPEND, 0o600, what=_WHAT)
         except FileExistsError:
-            raise NetsweepError(
-                f"{_WHAT} {self._path!a} exists already: nothing was deleted; give a new name"
-            ) from None
+            raise self._exists() from None
         header = {"netsweep_journal": FORMAT, "version": __version__, "written_at_unix": int(time.time())}
         self._write({**header, "namespace": namespace()})
         return self._file
@@ -107,6 +105,19 @@ class Journal:
         """Raise :class:`NetsweepError` where one of ``rules`` could not be put back."""
         if self._file is None:
             self._open()
+        self._check(rules)
+
+    def foresee(self, rules: Iterable[Rule]) -> None:
+        """Raise what :meth:`check` would, as far as that shows without creating the file."""
+        if os.path.lexists(self._path):
+            raise self._exists()
+        check_creatable(self._path, what=_WHAT)
+        self._check(rules)
+
+    def _exists(self) -> NetsweepError:
+        return NetsweepError(f"{_WHAT} {self._path!a} exists already: nothing was deleted; give a new name")
+
+    def _check(self, rules: Iterable[Rule]) -> None:
         for rule in rules:
             undo = _undo(rule)
             lost = undo.lost
