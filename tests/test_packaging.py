@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from collections.abc import Mapping
@@ -140,3 +141,22 @@ def test_the_tests_run_from_the_source_distribution(built: Built, tests: tuple[s
     assert re.search(r"\d+ passed", said)
     where = run(sys.executable, "-c", "import netsweep; print(netsweep.__file__)", directory=built.source, more=more)
     assert Path(where.strip()).is_relative_to(built.source)
+
+
+@pytest.mark.kernel  # make install is for root, and the packages that it installs are there for these tests
+def test_make_installs_with_links_and_only_in_a_directory_of_its_own(tmp_path: Path) -> None:
+    prefix, shared = tmp_path / "opt", tmp_path / "local"
+    make = ("make", "install", f"PYTHON={sys.executable}", f"PREFIX={prefix}", f"LINKS={shared}")
+    # Without downloads: what is here already is found, too.
+    here = {"PYTHONPATH": sysconfig.get_path("purelib")}
+    offline = {**here, "PIP_NO_INDEX": "1", "PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0"}
+    for _ in ("install", "update"):
+        said = run(*make, more=offline)
+        assert said.splitlines()[-1] == f"netsweep, version {__version__}"
+    assert (shared / "sbin" / "netsweep").resolve() == prefix / "bin" / "netsweep"
+    pages = [page.relative_to(prefix) for page in prefix.glob("share/man/*/netsweep*")]
+    assert all((shared / page).resolve() == prefix / page for page in pages)
+    (tmp_path / "usr").mkdir()
+    with pytest.raises(AssertionError, match="is not a directory of netsweep; choose another PREFIX"):
+        run(*make[:3], f"PREFIX={tmp_path / 'usr'}", make[4], more=offline)
+    assert list((tmp_path / "usr").iterdir()) == []
