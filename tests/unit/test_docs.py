@@ -33,7 +33,7 @@ def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
             assert not anchor or anchor in anchors(target), f"{link}: no such heading"
 
 
-def test_every_page_and_picture_can_be_reached_from_the_readme() -> None:
+def test_every_page_picture_and_recipe_can_be_reached_from_the_readme() -> None:
     waiting, reached = [ROOT / "README.md"], set[Path]()
     while waiting:
         page = waiting.pop()
@@ -41,8 +41,7 @@ def test_every_page_and_picture_can_be_reached_from_the_readme() -> None:
         if page.suffix == ".md":
             found = {(page.parent / link.partition("#")[0]).resolve() for link in links(page) if ":" not in link}
             waiting += found - reached
-    pages = {*DOCS.glob("**/*.md"), *DOCS.glob("**/*.svg")}
-    assert {name_of(page) for page in pages - reached} == set()
+    assert {name_of(path) for path in {*DOCS.glob("**/*.*")} - reached} == set()
 
 
 def test_the_readme_is_one_page() -> None:
