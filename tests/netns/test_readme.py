@@ -19,7 +19,7 @@ import pytest
 
 from tests.namespace import Namespace, flocked, leak, new_namespace, restore_input, write_leases
 from tests.netns.test_bridges import DEAD
-from tests.pages import PAGES, ROOT, UPDATE, Block, blocks, name_of
+from tests.pages import PAGES, UPDATE, Block, blocks, name_of
 
 LIVE = "hm3fa2000"
 
@@ -130,10 +130,12 @@ class Host:
             (programs / name).chmod(0o755)
         self._environment = {**ns.coverage, "PATH": f"{programs}:{os.environ['PATH']}"}
 
-    def says(self, command: str) -> list[str]:
-        """Run a command line; return what it says, on stdout and stderr, and whatever it exits with."""
-        here = re.sub(r"(?<![\w/])/(?:root|tmp)\b", lambda match: self._directories[match[0]], command)
-        done = self._ns.run("bash", "-c", f"exec 2>&1\n{here}", check=False, environment=self._environment)
+    def says(self, *command: str) -> list[str]:
+        """Run a program; return what it says, on stdout and stderr, and whatever it exits with."""
+        here = [
+            re.sub(r"(?<![\w/])/(?:root|tmp)\b", lambda match: self._directories[match[0]], word) for word in command
+        ]
+        done = self._ns.run("bash", "-c", 'exec 2>&1 "$@"', "bash", *here, check=False, environment=self._environment)
         said = done.stdout
         for path, directory in self._directories.items():
             said = said.replace(directory, path)
@@ -173,7 +175,7 @@ def test_commands_say_what_the_page_says(page: Path, tmp_path: Path) -> None:
                 directory.mkdir()
                 there = stack.enter_context(host(block.scene, directory))
             for step in steps(block):
-                said = there.says(step.command)
+                said = there.says("bash", "-c", step.command)
                 if not fits(step.says, said):
                     differing.append((step, said))
     if UPDATE:
@@ -186,8 +188,10 @@ def test_commands_say_what_the_page_says(page: Path, tmp_path: Path) -> None:
     assert not texts, "\n\n".join(["commands say something else:", *texts])
 
 
-def test_the_python_of_the_readme_runs(ns: Namespace) -> None:
-    scripts = ["\n".join(block.lines) for block in blocks(ROOT / "README.md") if block.language == "python"]
-    with leaked_rules(ns):
-        for script in scripts:
-            ns.run(sys.executable, "-c", script)
+SCRIPTS = [block for page in PAGES for block in blocks(page) if block.lines[:1] == ["import netsweep"]]
+
+
+@pytest.mark.parametrize("block", SCRIPTS, ids=[f"{name_of(block.page)}:{block.line}" for block in SCRIPTS])
+def test_programs_run(block: Block, tmp_path: Path) -> None:
+    with host(block.scene or "networks", tmp_path) as there:
+        assert "Traceback (most recent call last):" not in there.says(sys.executable, "-c", "\n".join(block.lines))
