@@ -32,7 +32,7 @@ apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test lint bench soak iptables kernel-packages clean
+.PHONY: help demo test lint bench soak iptables kernel-packages clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -41,6 +41,7 @@ demo: iptables .venv/installed ## See netsweep at work in a network namespace th
 	@$(BIN)/netsweep demo
 
 # PREFIX is a directory of netsweep's own. A link to its command is where sudo looks, and one to its man page where man does.
+.PHONY: install
 install: iptables ## Install netsweep in PREFIX=/opt/netsweep, with links in LINKS=/usr/local
 	$(call install,$(VENV_PACKAGES))
 	@if [ -e '$(PREFIX)' ] && [ ! -e '$(PREFIX)/pyvenv.cfg' ]; then \
