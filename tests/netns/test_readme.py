@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.namespace import Namespace, flocked, leak, new_namespace, restore_input, write_leases
+from tests.namespace import Namespace, holder, leak, new_namespace, restore_input, write_leases
 from tests.netns.test_bridges import DEAD
 from tests.pages import PAGES, UPDATE, Block, blocks, name_of
 
@@ -92,7 +92,7 @@ def no_leases(ns: Namespace) -> Iterator[None]:
 
 @contextmanager
 def lock_held(ns: Namespace) -> Iterator[None]:
-    with leaked_rules(ns), flocked(ns.lock_file):
+    with leaked_rules(ns), holder(ns, ns.lock_file, "flock", str(ns.lock_file), "cat"):
         yield
 
 
@@ -152,10 +152,10 @@ def host(scene: str, directory: Path) -> Iterator[Host]:
 
 
 def alike(line: str) -> str:
-    """A line without what differs from run to run: times, ages and process IDs."""
+    """A line without what differs from run to run: times, ages, process IDs and command lines."""
     line = re.sub(r"\b[\d.,]+ (?:ms|s)\b", "0 ms", line)
     line = re.sub(r"\b\d+ (?:second|minute|hour)s? old", "0 seconds old", line)
-    return re.sub(r"\b(PID|process) \d+", r"\1 0", line)
+    return re.sub(r"\b(PID|process) \d+(?: \([^()]*\))?", r"\1 0", line)
 
 
 def fits(says: list[str], said: list[str]) -> bool:
