@@ -39,7 +39,10 @@ def show(command: str, job: Callable[[], Report], output: Output, *, best_effort
     """
     failure: NetsweepError | None = None
     try:
-        report = job()
+        from netsweep.output.status import Status  # what only shows help needs none
+
+        with Status():
+            report = job()
     except Exception as error:
         failure = explain(error)
         report = failure.report or Report(command, errors=[str(failure)])
