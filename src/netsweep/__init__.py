@@ -143,7 +143,8 @@ def sweep(
 
     ``bridges``: delete leaked bridges and their leases before. ``min_age``: how old a bridge without a lease has to be,
     in seconds or as ``1h30m``.
-    ``journal``: a new file to write what goes to, before it goes; :func:`restore` puts it back.
+    ``journal``: a new file to write what goes to, before it goes, or a directory for it; :func:`restore` puts back
+    what is in :attr:`Report.journal`.
     Raises :class:`NetsweepError`, whose ``report`` says what had been deleted before.
     """
     from netsweep.jobs import sweep as job

@@ -42,7 +42,10 @@ def main() -> NoReturn:
         status = _run(sys.argv[1:])
         _ignore_signals()
     except Signalled as stopped:
-        _say(f"stopped by {stopped.signal_name}: no table is half-changed and all locks are released")
+        # Where a sweep was stopped, it says so.
+        journal = getattr(stopped, "journal", None)
+        undo = f"; what was deleted is in the journal {journal!a}" if journal else ""
+        _say(f"stopped by {stopped.signal_name}: no table is half-changed and all locks are released{undo}")
         status = stopped.exit_status
     except SystemExit as ended:  # click's, for shell completion
         status = ended.code if isinstance(ended.code, int) else 1

@@ -63,6 +63,7 @@ class Report:
     ``overlooked`` the tables that exist here and were not looked at, as ``nft inet firewalld``. ``elsewhere`` counts
     the orphans in chains and families that were not asked for; a sweep does not look there. ``subnet_lock`` and
     ``xtables_lock`` are ``None`` where the lock was never taken, ``leases`` where there is no lease file.
+    ``journal`` is the absolute path of the file that says what was deleted, where one was asked for.
     ``duration_ms`` is in milliseconds.
     """
 
@@ -82,6 +83,7 @@ class Report:
     leases: LeaseFile | None = None
     subnet_lock: LockTimes | None = None
     xtables_lock: LockTimes | None = None
+    journal: str | None = None
     duration_ms: float = 0.0
     warnings: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)

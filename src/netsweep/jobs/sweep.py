@@ -89,7 +89,7 @@ def sweep(options: Options) -> Report:
         reporting(report),
         Judge(options) as judge,
         opened(options, judge.prefilter, writes=True) as backends,
-        _journal(options) as journal,
+        _journal(options, report) as journal,
     ):
         patience = Patience(options.wait, report)
         refused: dict[Table, str] = {}
@@ -238,14 +238,23 @@ def _delete_some(
 
 
 @contextmanager
-def _journal(options: Options) -> Iterator[Journal | None]:
+def _journal(options: Options, report: Report) -> Iterator[Journal | None]:
+    """The journal, where one was asked for; where it is, and what it is of, is in the report."""
     if options.journal is None:
         yield None
         return
     from netsweep.jobs.journal import Journal  # most runs need none
 
     with Journal(options.journal) as journal:
-        yield journal
+        try:
+            yield journal
+        except SystemExit as stopped:
+            # A signal: nobody gets to see the report. That something was deleted may not be known yet.
+            vars(stopped)["journal"] = journal.path
+            raise
+        finally:
+            if report.changed:
+                report.journal = journal.path
 
 
 def _together(rules: Sequence[Rule], apart: bool) -> Iterator[Rule]:

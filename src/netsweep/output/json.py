@@ -58,6 +58,7 @@ def _fields(report: Report) -> Iterator[tuple[str, Any]]:
     yield "elsewhere", report.elsewhere
     yield "leases", report.leases and asdict(report.leases)
     yield "locks", {"subnet": _lock_dict(report.subnet_lock), "xtables": _lock_dict(report.xtables_lock)}
+    yield "journal", report.journal
     yield "duration_ms", round(report.duration_ms, 1)
     yield "warnings", report.warnings
     yield "errors", report.errors

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from netsweep.model import BridgeFinding, Family, Finding, Verdict
-from netsweep.output.escape import escape
+from netsweep.output.escape import escape, shell_word
 from netsweep.policy.patterns import ALL_CHAINS
 from netsweep.report import Report
 
@@ -44,6 +44,13 @@ def text_lines(report: Report, *, verbose: bool = False) -> Iterator[str]:
     if verbose and (leases := report.leases) and leases.exists:
         yield f"Lease file {escape(leases.path)}: {count(leases.leases, 'lease')}, {leases.running} in force."
     yield summary(report, verbose=verbose)
+    if undo := undo_line(report):
+        yield undo
+
+
+def undo_line(report: Report) -> str | None:
+    """How the rules that a sweep deleted come back, where it wrote them down; safe to print."""
+    return f"Undo: netsweep restore {shell_word(report.journal)}" if report.journal and report.deleted else None
 
 
 def _grouped(findings: Iterable[Finding], limit: int | None) -> Iterator[str]:
