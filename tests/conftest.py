@@ -14,6 +14,8 @@ NEED_KERNEL = (Path(__file__).parent / "netns", Path(__file__).parent / "benchma
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR"):  # a workflow may set them
+        os.environ.pop(name, None)
     config.addinivalue_line("markers", "kernel: needs root, for network namespaces with rules in them")
     config.addinivalue_line("markers", "alone: keeps the machine busy, or measures time: no other test runs meanwhile")
 

@@ -44,7 +44,7 @@ class _Commands(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=_EXIT_STATUSES,
 )
-@click.version_option(__version__, prog_name="netsweep")
+@click.version_option(__version__, "-V", "--version", prog_name="netsweep")
 def cli() -> None:
     """Find iptables rules that dead test jobs left behind, and delete them.
 

@@ -183,17 +183,42 @@ where_options = _together(*_names, *_chains, *_means)
 whose_options = _together(*_names, *_means)
 
 
-def output_options(function: F) -> F:
-    """The options that say how a report is shown; the command gets them together, as ``output``."""
+def _output(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    """Options that say how a report is shown; the command gets them together, as ``output``."""
 
-    @wraps(function)
-    def command(form: str, verbose: bool = False, **rest: Any) -> Any:
-        return function(output=Output(form, verbose), **rest)
+    def decorate(function: F) -> F:
+        @wraps(function)
+        def command(form: str, quiet: bool, color: str, verbose: bool = False, **rest: Any) -> Any:
+            return function(output=Output(form, verbose, quiet, color), **rest)
 
-    return _together(
-        format_option(*FORMATS),
-        option("--verbose", "-v", is_flag=True, help="List every orphaned rule, not only groups of them."),
-    )(cast(F, command))
+        return _together(*decorators)(cast(F, command))
+
+    return decorate
+
+
+_looks = (
+    option(
+        "--quiet",
+        "-q",
+        is_flag=True,
+        help="Print nothing on success, for cron. Warnings and failures are told as ever, and json and github are "
+        "written as ever.",
+    ),
+    option(
+        "--color",
+        type=click.Choice(("auto", "always", "never")),
+        default="auto",
+        shown="auto",
+        help="auto is coloured tables on a terminal, and plain text elsewhere; NO_COLOR and FORCE_COLOR change that. "
+        "always is coloured tables everywhere, never is tables without colours on a terminal.",
+    ),
+)
+
+_verbose = option("--verbose", "-v", is_flag=True, help="List every orphaned rule, not only groups of them.")
+
+result_options = _output(format_option(*FORMATS), *_looks)
+
+output_options = _output(format_option(*FORMATS), _verbose, *_looks)
 
 
 def options_of(settings: dict[str, Any]) -> Options:

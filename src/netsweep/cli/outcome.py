@@ -16,10 +16,15 @@ from netsweep.report import Report
 
 
 class Output(NamedTuple):
-    """How a report is shown: in which of the formats, and whether with every rule."""
+    """How a report is shown: in which of the formats, and whether with every rule.
+
+    ``quiet``: as text only where something failed. ``color``: ``auto``, ``always`` or ``never``.
+    """
 
     form: str
     verbose: bool = False
+    quiet: bool = False
+    color: str = "auto"
 
 
 def guarded(job: Callable[[], int]) -> int:
@@ -62,7 +67,7 @@ def show(command: str, job: Callable[[], Report], output: Output, *, best_effort
 
 
 def _write(report: Report, output: Output, best_effort: bool) -> None:
-    form, verbose = output
+    form, verbose = output.form, output.verbose
     # What a run does not need is not imported.
     if form == "json":
         from netsweep.output.json import write_json
@@ -72,11 +77,33 @@ def _write(report: Report, output: Output, best_effort: bool) -> None:
         from netsweep.output.github import github_lines, write_step_summary
 
         sys.stdout.writelines(f"{line}\n" for line in github_lines(report, verbose=verbose, best_effort=best_effort))
-    elif not report.errors or report.changed:
-        sys.stdout.writelines(f"{line}\n" for line in text_lines(report, verbose=verbose))
+    elif report.changed if report.errors else not output.quiet:
+        tables, coloured = _looks(output.color)
+        if tables:
+            from netsweep.output.terminal import write_tables
+
+            write_tables(report, sys.stdout, verbose=verbose, coloured=coloured)
+        else:
+            sys.stdout.writelines(f"{line}\n" for line in text_lines(report, verbose=verbose))
     sys.stdout.flush()
     if form == "github" and (path := os.environ.get("GITHUB_STEP_SUMMARY")):
         write_step_summary(report, path)
+
+
+def _looks(color: str) -> tuple[bool, bool]:
+    """Whether text is shown in tables, and whether in colour.
+
+    An option comes before NO_COLOR (https://no-color.org), that before FORCE_COLOR (https://force-color.org), and both
+    before what the terminal can do. Who forces colours gets what a terminal gets.
+    """
+    terminal = sys.stdout.isatty()
+    if color != "auto":
+        coloured = color == "always"
+    elif os.environ.get("NO_COLOR"):
+        coloured = False
+    else:
+        coloured = bool(os.environ.get("FORCE_COLOR")) or (terminal and os.environ.get("TERM") != "dumb")
+    return terminal or coloured, coloured
 
 
 def invoke(command: click.Command, arguments: Sequence[str]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from netsweep.cli.options import FORMATS, format_option, option, wait_option
+from netsweep.cli.options import option, result_options, wait_option
 from netsweep.cli.outcome import Output, show
 from netsweep.report import Report
 
@@ -13,8 +13,8 @@ from netsweep.report import Report
 @click.argument("file", metavar="FILE")
 @option("--force", is_flag=True, help="Restore a journal of another network namespace.")
 @wait_option
-@format_option(*FORMATS)
-def command(file: str, force: bool, wait: float | None, form: str) -> int:
+@result_options
+def command(file: str, force: bool, wait: float | None, output: Output) -> int:
     """Put back the rules that 'sweep --journal FILE' deleted.
 
     Each rule goes back to its place between those of its old neighbours that are still there, with
@@ -33,4 +33,4 @@ def command(file: str, force: bool, wait: float | None, form: str) -> int:
 
         return restore(file, wait, force=force)
 
-    return show("restore", job, Output(form))[0]
+    return show("restore", job, output)[0]

@@ -117,9 +117,9 @@ def _show(directory: str, run: Run) -> int:
         raise NoBackendError("this kernel takes no iptables rules here: run the demo as root")
     where = " and in ".join(_FLAVOURS[flavour] for flavour in before)
     print(
-        f"A new network namespace, with what {len(LEAKED)} dead test jobs left behind in {where},\n"
-        f"{len(LIVE)} bridges that are alive, one that is leased, and rules of others.\n"
-        "The rules of this host are not touched."
+        f"A new network namespace, with what {len(LEAKED)} dead test jobs left behind in\n"
+        f"{where}, {len(LIVE)} bridges that are alive, one that is leased,\n"
+        "and rules of others. The rules of this host are not touched."
     )
     for arguments in (["list"], ["sweep"], ["list", "--all"]):
         print(f"\n$ netsweep {' '.join(arguments)}", flush=True)
@@ -188,11 +188,12 @@ def _compare(flavour: str, before: list[str]) -> int:
     leaked = {f"hypeman-{role}-{bridge}" for bridge in LEAKED for role in ("fwd-out", "fwd-in", "nat")}
     if after != [line for line in before if leaked.isdisjoint(line.replace('"', " ").split())]:
         print(
-            f"{_FLAVOURS[flavour]}: FAILED: {len(before)} rules before, {len(after)} after, and not the expected ones"
+            f"{_FLAVOURS[flavour]}: FAILED: {len(before)} rules before, {len(after)} after,\n"
+            "  and not the expected ones"
         )
         return 1
     print(
-        f"{_FLAVOURS[flavour]}: {len(before)} rules before, {len(after)} after: "
-        "the leaked ones are gone, all others are unchanged."
+        f"{_FLAVOURS[flavour]}: {len(before)} rules before, {len(after)} after:\n"
+        "  the leaked ones are gone, all others are unchanged."
     )
     return 0

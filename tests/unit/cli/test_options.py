@@ -36,7 +36,8 @@ WHERE = {
 }
 BRIDGES = {"bridges": None, "min-age": "1h"}
 WHOSE = {name: value for name, value in WHERE.items() if name not in CHAINS}
-OUTPUT = {"format": "text", "verbose": None}
+RESULT = {"format": "text", "quiet": None, "color": "auto"}
+OUTPUT = {**RESULT, "verbose": None}
 OPTIONS: dict[str, dict[str, str | None]] = {
     "list": {**WHERE, **BRIDGES, **OUTPUT, "all": None, "exit-code": None},
     "sweep": {
@@ -49,7 +50,7 @@ OPTIONS: dict[str, dict[str, str | None]] = {
         "best-effort": None,
     },
     "teardown": {**WHOSE, **OUTPUT, "subnet": None, "force": None},
-    "restore": {"wait": "5", "format": "text", "force": None},
+    "restore": {**RESULT, "wait": "5", "force": None},
     "profiles": {},
     "doctor": {**WHERE, **BRIDGES, "subnets": "10.200.0.0-10.249.255.255", "format": "text"},
     "demo": {},
@@ -214,7 +215,19 @@ def test_flags_that_say_where_to_look_reach_the_job(
 
 @pytest.mark.parametrize("blank", [" ", "\t", " \n "], ids=repr)
 @pytest.mark.parametrize(
-    "name", [*ARGUMENTS, "format", "best-effort", "verbose", "dry-run", "all-chains", "include-negated", "bridges"]
+    "name",
+    [
+        *ARGUMENTS,
+        "format",
+        "best-effort",
+        "verbose",
+        "quiet",
+        "color",
+        "dry-run",
+        "all-chains",
+        "include-negated",
+        "bridges",
+    ],
 )
 def test_a_blank_variable_is_wrong_usage(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, blank: str
