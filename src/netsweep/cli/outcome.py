@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import click
@@ -46,7 +47,7 @@ def show(command: str, job: Callable[[], Report], output: Output, *, best_effort
     try:
         from netsweep.output.status import Status  # what only shows help needs none
 
-        with Status():
+        with nullcontext() if output.quiet else Status():
             report = job()
     except Exception as error:
         failure = explain(error)

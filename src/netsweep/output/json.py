@@ -8,14 +8,14 @@ from dataclasses import asdict
 from itertools import islice
 from typing import Any, TextIO
 
-from netsweep.model import BridgeFinding, Finding
+from netsweep.model import BridgeFinding, Finding, Rule
 from netsweep.report import BackendReport, LockTimes, Report
 from netsweep.version import __version__
 
 SCHEMA = 1
 """Version of the JSON; grows when a field changes its meaning, not when one is added."""
 
-_RULE_LISTS = ("orphans", "negated", "kept", "bridges")
+_RULE_LISTS = ("orphans", "negated", "kept", "bridges", "returning")
 
 
 def write_json(report: Report, out: TextIO) -> None:
@@ -58,6 +58,7 @@ def _fields(report: Report) -> Iterator[tuple[str, Any]]:
     yield "elsewhere", report.elsewhere
     yield "leases", report.leases and asdict(report.leases)
     yield "locks", {"subnet": _lock_dict(report.subnet_lock), "xtables": _lock_dict(report.xtables_lock)}
+    yield "returning", map(_rule_fields, report.returning)
     yield "journal", report.journal
     yield "duration_ms", round(report.duration_ms, 1)
     yield "warnings", report.warnings
@@ -65,7 +66,16 @@ def _fields(report: Report) -> Iterator[tuple[str, Any]]:
 
 
 def _rule_dict(finding: Finding) -> dict[str, Any]:
-    rule, spec = finding.rule, finding.rule.spec
+    return {
+        **_rule_fields(finding.rule, finding.bridge),
+        "verdict": finding.verdict.value,
+        "reason": finding.reason,
+        "live_traffic": finding.live_traffic,
+    }
+
+
+def _rule_fields(rule: Rule, bridge: str | None = None) -> dict[str, Any]:
+    spec = rule.spec
     return {
         "backend": rule.chain.table.backend,
         "family": rule.chain.table.family.value,
@@ -73,16 +83,13 @@ def _rule_dict(finding: Finding) -> dict[str, Any]:
         "chain": rule.chain.name,
         "position": rule.position,
         "handle": rule.handle,
-        "bridge": finding.bridge,
+        "bridge": bridge,
         "in": spec.in_interface and str(spec.in_interface),
         "out": spec.out_interface and str(spec.out_interface),
         "source": spec.source,
         "destination": spec.destination,
         "target": spec.target,
         "comment": spec.comment,
-        "verdict": finding.verdict.value,
-        "reason": finding.reason,
-        "live_traffic": finding.live_traffic,
     }
 
 
