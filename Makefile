@@ -1,5 +1,5 @@
 # Everything that a fresh Debian or Ubuntu machine needs is installed on the way: system packages as
-# root where they are missing, Python packages in .venv.
+# root where they are missing, Python packages in .venv. The demo needs neither root nor a compiler.
 
 PYTHON ?= python3
 MINUTES ?= 10
@@ -9,7 +9,8 @@ ROOT := $(filter 0,$(shell id -u))
 # python-iptables comes as source only. Where PYTHON is the system's, Debian's package of it is used, which
 # needs no compiler. Another Python cannot load that one; it has headers of its own.
 OTHER_PYTHON := $(filter-out /usr/bin/% /bin/%,$(shell command -v $(PYTHON) 2>/dev/null))
-VENV_PACKAGES := $(if $(OTHER_PYTHON),gcc libc6-dev,python3-venv python3-iptables)
+VENV_PACKAGES := $(if $(OTHER_PYTHON),,python3-venv)
+BINDINGS_PACKAGES := $(if $(OTHER_PYTHON),gcc libc6-dev,python3-iptables)
 VENV_OPTIONS := $(if $(OTHER_PYTHON),,--system-site-packages)
 
 # What tests, bench and soak run in their network namespaces, which only root can make; some tests compile a
@@ -18,6 +19,9 @@ KERNEL_PACKAGES := $(if $(ROOT),iptables nftables iproute2 ipset gcc libc6-dev)
 
 # Without root the tests that need the kernel are skipped, and coverage would miss what they cover.
 COVERAGE := $(if $(ROOT),--cov)
+
+# The requirements of the package, one in a line.
+DEPENDENCIES := sed -n '/^dependencies = /,/^]/s/^ *"\(.*\)".*/\1/p' pyproject.toml
 
 define install
 @missing=; for package in $(1); do \
@@ -54,14 +58,24 @@ bench: kernel-packages .venv/installed-dev ## Measure netsweep against what it r
 soak: kernel-packages .venv/installed-dev ## Sweep beside writers, kills and jobs for MINUTES=10, as root
 	$(BIN)/python -m tests.soak --minutes $(MINUTES)
 
+# Without root, python-iptables is left out where it can neither be found nor be built: nf_tables does not need it.
 .venv/installed: pyproject.toml
-	$(call install,$(VENV_PACKAGES))
+	$(call install,$(VENV_PACKAGES) $(if $(ROOT),$(BINDINGS_PACKAGES)))
 	@echo "Installing netsweep in .venv"
 	@$(PYTHON) -m venv $(VENV_OPTIONS) .venv
+ifneq ($(ROOT),)
 	@$(BIN)/python -m pip install --quiet --editable .
+else
+	@$(BIN)/python -m pip install --quiet python-iptables >/dev/null 2>&1 || \
+	  echo "Without python-iptables: it is not installed (Debian: python3-iptables), and could not be built"
+	@$(DEPENDENCIES) | grep -v python-iptables | $(BIN)/python -m pip install --quiet --requirement /dev/stdin
+	@$(BIN)/python -m pip install --quiet --no-deps --editable .
+endif
 	@touch $@
 
 .venv/installed-dev: .venv/installed
+	$(call install,$(BINDINGS_PACKAGES))
+	@$(BIN)/python -m pip install --quiet --editable .
 	@echo "Installing what lint and tests need"
 	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'  # the first that knows --group
 	@$(BIN)/python -m pip install --quiet --group dev

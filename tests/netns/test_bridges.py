@@ -927,7 +927,7 @@ def test_a_look_changes_nothing(ns: Namespace, command: list[str]) -> None:
     # The rules that would go with a bridge are orphans already.
     assert {rule["bridge"] for rule in report["orphans"]} == {"hm1", "hm9"}
     assert {rule["reason"] for rule in report["orphans"] if rule["bridge"] == "hm1"} == {
-        "its bridge is leaked, and goes first"
+        "its bridge is leaked, and is deleted first"
     }
     assert (report["changed"], report["bridges_deleted"], report["stale_leases"]) == (False, 0, 2)
 

@@ -694,7 +694,9 @@ def test_a_directory_where_a_journal_is_at_anybodys_mercy_is_refused(ns: Namespa
     link.symlink_to(directory)
     directory.chmod(0o777)
     with unchanged(ns):
-        assert "every user can remove" in complaint(ns.netsweep("sweep", "--journal", str(directory)), 1)
+        for command in ("sweep", "doctor"):
+            assert "every user can remove" in complaint(ns.netsweep(command, "--journal", str(directory)), 1)
+        assert ns.netsweep("doctor", "--journal", str(ns.directory)).returncode == 0
         missing = complaint(ns.netsweep("sweep", "--journal", f"{ns.directory}/none/"), 1)
         assert "cannot create journal" in missing
         os.chown(link, NOBODY, NOBODY, follow_symlinks=False)

@@ -7,6 +7,7 @@ from functools import wraps
 from typing import Any, TypeVar, cast
 
 import click
+from click.core import ParameterSource
 
 from netsweep import profiles
 from netsweep.cli.outcome import Output
@@ -27,22 +28,32 @@ class _Option(click.Option):
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
         # Of several values click drops those that are blank: a list of nothing would protect nothing.
         value = super().resolve_envvar_value(ctx)
-        if value is not None and not value.strip():
+        if value is not None and not (value.replace(",", " ") if self.multiple else value).strip():
             raise click.UsageError(f"{self.envvar} is blank: unset it, or give it a value", ctx)
         return value
 
+    def value_from_envvar(self, ctx: click.Context) -> Any:
+        # click splits several values at blanks. A list with commas would be one name, and protect nothing.
+        value = super().value_from_envvar(ctx)
+        if not self.multiple or value is None:
+            return value
+        return [each for text in value for each in text.split(",") if each]
 
-def option(*names: str, help: str, shown: str | None = None, **settings: Any) -> Callable[[F], F]:
+
+def option(
+    *names: str, help: str, shown: str | None = None, variable: str | None = None, **settings: Any
+) -> Callable[[F], F]:
     """An option that is also read from the environment.
 
     ``shown`` is the default that the help shows. An option that is not given is ``None``: its default
-    stands in the profile.
+    is in the profile. ``variable``: the name of its environment variable, where it is not made from its own name.
     """
-    variable = "NETSWEEP_" + names[0].lstrip("-").replace("-", "_").upper()
+    variable = variable or "NETSWEEP_" + names[0].lstrip("-").replace("-", "_").upper()
     # A path stands in a paragraph that click does not wrap: it would break it at its dashes.
     before, between = ("\n\n\b\n", ";\n") if settings.get("metavar") == "PATH" else ("  ", "; ")
     default = "" if shown is None else f"{between}default: {shown}"
-    text = f"{help}{before}[env var: {variable}{default}]"
+    several = ", comma-separated" if settings.get("multiple") else ""
+    text = f"{help}{before}[env var: {variable}{several}{default}]"
     return click.option(*names, cls=_Option, envvar=variable, help=text, **settings)
 
 
@@ -143,7 +154,7 @@ _chains = (
         metavar="SECONDS",
         type=float,
         shown=f"{_PROFILE.settle:g}",
-        help="A name has to be gone in two looks so far apart. Nothing waits where there is no orphan.",
+        help="A name counts as gone only where two looks this far apart do not find it. Without orphans nothing waits.",
     ),
 )
 
@@ -227,4 +238,21 @@ def options_of(settings: dict[str, Any]) -> Options:
     To be called before a job is imported: wrong usage comes before a missing library.
     """
     given: dict[str, Any] = {name: None if value == () else value for name, value in settings.items()}
+    # Of two options that exclude each other, the one of the command line counts, and not that of the environment.
+    sources = sources_of(click.get_current_context(silent=True))
+    of_line = [name for name in ("chain", "all_chains") if sources.get(name, "").startswith("option ")]
+    if len(of_line) == 1:
+        given["all_chains" if of_line == ["chain"] else "chain"] = None
     return Options(**given)
+
+
+def sources_of(context: click.Context | None) -> dict[str, str]:
+    """Where the options that were given come from, as ``option --wait`` or ``environment NETSWEEP_WAIT``, by name."""
+    found = {}
+    for each in context.command.params if context else ():
+        source = context and each.name and context.get_parameter_source(each.name)
+        if source is ParameterSource.COMMANDLINE:
+            found[each.name or ""] = f"option {each.opts[0]}"
+        elif source is ParameterSource.ENVIRONMENT:
+            found[each.name or ""] = f"environment {each.envvar}"
+    return found

@@ -56,9 +56,9 @@ class Transaction(Protocol):
 
     Nothing is changed before a commit, and nothing where it raises.
 
-    ``rules``: what stands there now of what was asked for; decide on these. ``orders``: every rule of
+    ``rules``: what is there now of what was asked for; decide on these. ``orders``: every rule of
     each chain that exists as it stands now, where they were asked for. ``incarnation``: the kernel's number
-    of the table, another one when the table is made anew and its handles begin again; ``None`` where
+    of the table, another one when the table is created again and its handles begin again; ``None`` where
     rules have no handles.
     """
 
@@ -128,6 +128,10 @@ class Backend(Protocol):
         with it, and return all that was read since it began. Raises
         :class:`~netsweep.errors.ContentionError` where they could not be read because they were changing.
         """
+        ...
+
+    def refusal(self, table: Table) -> str | None:
+        """Why no transaction can change ``table``, which :meth:`tables` returned last; ``None`` where one may."""
         ...
 
     def ready(self, rules: Sequence[Rule]) -> None:

@@ -65,7 +65,7 @@ class MemoryBackend:
         self._generation += 1
 
     def remake(self, table: Table) -> None:
-        """Make the chains of ``table`` anew, without rules; handles start again, as those of the kernel do."""
+        """Create the chains of ``table`` again, without rules; handles start again, as those of the kernel do."""
         for chain in self._chains:
             if chain.table == table:
                 self._chains[chain] = []
@@ -95,6 +95,9 @@ class MemoryBackend:
             scan.rules += rules
             scan.scanned[chain] += len(rules)
         return scan
+
+    def refusal(self, table: Table) -> str | None:
+        return None
 
     def ready(self, rules: Sequence[Rule]) -> None:
         pass

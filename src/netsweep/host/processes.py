@@ -204,6 +204,14 @@ def waiting(file: str | int) -> int:
     return sum(words[1:3] == [b"->", b"FLOCK"] and shown in words for words in _kernel_locks())
 
 
+def is_locked(file: str | int) -> bool:
+    """Whether a process holds a ``flock(2)`` on ``file``, as far as the kernel tells; see :func:`waiting`.
+
+    Tells that also of processes that this one may not look into. Raises :class:`OSError`.
+    """
+    return bool(_takers(os.stat(file), exact=True))
+
+
 def _takers(status: os.stat_result, *, exact: bool = False) -> list[int]:
     """The PIDs that took a ``flock(2)`` on a file, as far as the kernel tells; they may have ended since.
 

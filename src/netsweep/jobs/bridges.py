@@ -39,7 +39,7 @@ _FRESH = 1.0
 
 _CHANGED = "it changed while it was looked at"
 _UNSEEN = "a network namespace that cannot be looked into may use it: run as root, outside of containers"
-_GOES_FIRST = "its bridge is leaked, and goes first"
+_GOES_FIRST = "its bridge is leaked, and is deleted first"
 
 
 class BridgeLook(NamedTuple):
@@ -97,7 +97,7 @@ class Bridges:
     def delete(self, first: BridgeLook, journal: Journal | None) -> list[str]:
         """Delete the bridges that leaked at the ``first`` look and still do.
 
-        The subnet lock is taken anew for each bridge, which is checked again under it. Returns what failed; that does
+        The subnet lock is taken again for each bridge, which is checked again under it. Returns what failed; that does
         not stop the others. Raises :class:`~netsweep.errors.NetsweepError` where none could be deleted any more.
         """
         failures = list[str]()
@@ -127,7 +127,7 @@ class Bridges:
             return []
         try:
             self._report.leases_removed += self._patience.retry(partial(self._remove, path))
-        except BusyError:
+        except (BusyError, NotPermittedError):
             raise
         except NetsweepError as error:
             return [str(error)]
@@ -176,7 +176,7 @@ class Bridges:
         changed = finding._replace(verdict=Verdict.UNDECIDABLE, reason=_CHANGED)
         with subnet_locked(self._options, self._report):
             if time.monotonic() > look.ended + _FRESH:
-                raise ContentionError("getting the subnet lock took long")
+                raise ContentionError("waiting for the subnet lock took too long")
             now = self._judge.leases_since(look.leases)
             of_bridge = look.leases_of(bridge)
             if _of(bridge, now) != of_bridge or _alive([bridge], now, look.dead, look.ages):

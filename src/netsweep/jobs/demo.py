@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 
 from netsweep.errors import NoBackendError, NotPermittedError
 from netsweep.host.programs import find_program
+from netsweep.model import Family
 
 Run = Callable[[list[str]], int]
 """Runs netsweep's command line and returns its exit status."""
@@ -114,7 +115,7 @@ def _show(directory: str, run: Run) -> int:
     _lease(directory)
     before = {flavour: rules for flavour in _FLAVOURS if (rules := _fill(flavour))}
     if not before:
-        raise NoBackendError("this kernel takes no iptables rules here: run the demo as root")
+        raise NoBackendError("this kernel accepts no iptables rules here: run the demo as root")
     where = " and in ".join(_FLAVOURS[flavour] for flavour in before)
     print(
         f"A new network namespace, with what {len(LEAKED)} dead test jobs left behind in\n"
@@ -159,6 +160,10 @@ def _fill(flavour: str) -> list[str]:
         tables["nat"].append(f"-A POSTROUTING -s 10.200.{number}.0/24 -o eth0 {nat}")
     text = "".join(f"*{table}\n{os.linesep.join(rules)}\nCOMMIT\n" for table, rules in tables.items())
     try:
+        if flavour == "legacy":
+            from netsweep.firewall.xtables.bindings import libiptc
+
+            libiptc(Family.IPV4)  # without it, nothing could be listed that is made here
         _iptables(flavour, "restore", text)
         return _save(flavour)
     except (OSError, subprocess.SubprocessError, NoBackendError) as error:

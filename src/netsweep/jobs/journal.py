@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 from netsweep.errors import ContentionError, NetsweepError, NotPermittedError
 from netsweep.firewall import Standing, Transaction
 from netsweep.firewall.ipset import set_name
-from netsweep.host.files import create_regular, describe, open_regular
+from netsweep.host.files import check_creatable, create_regular, describe, open_regular
 from netsweep.model import BACKENDS, Bridge, Chain, Family, Rule, Table, Undo
 from netsweep.version import __version__
 
@@ -104,16 +104,18 @@ class Journal:
         """The absolute path of the file; ``None`` where nothing was written down."""
         return _absolute(self._path) if self._entries or self._bridges else None
 
+    @property
+    def _in_directory(self) -> bool:
+        return self._path.endswith("/") or os.path.isdir(self._path)
+
     def _open(self) -> int:
-        if self._path.endswith("/") or os.path.isdir(self._path):
+        if self._in_directory:
             self._file = self._create_in(self._path)
         else:
             try:
                 self._file = self._create(self._path)
             except FileExistsError:
-                raise NetsweepError(
-                    f"{_WHAT} {self._path!a} exists already: nothing was deleted; give a new name, or a directory"
-                ) from None
+                raise self._exists() from None
         header = {"netsweep_journal": FORMAT, "version": __version__, "written_at_unix": int(time.time())}
         self._write({**header, "namespace": namespace()})
         return self._file
@@ -137,6 +139,25 @@ class Journal:
         """Raise :class:`NetsweepError` where one of ``rules`` could not be put back."""
         if self._file is None:
             self._open()
+        self._check(rules)
+
+    def foresee(self, rules: Iterable[Rule]) -> None:
+        """Raise what :meth:`check` would, as far as that shows without creating the file."""
+        path = self._path
+        if self._in_directory:
+            _check_directory(path)
+            path = os.path.join(path, _PREFIX)  # any name
+        elif os.path.lexists(path):
+            raise self._exists()
+        check_creatable(path, what=_WHAT)
+        self._check(rules)
+
+    def _exists(self) -> NetsweepError:
+        return NetsweepError(
+            f"{_WHAT} {self._path!a} exists already: nothing was deleted; give a new name, or a directory"
+        )
+
+    def _check(self, rules: Iterable[Rule]) -> None:
         for rule in rules:
             undo = _undo(rule)
             lost = undo.lost
@@ -270,7 +291,7 @@ def _absolute(path: str) -> str:
     return os.path.join(os.getcwd(), path) if ".." in path.split("/") else os.path.abspath(path)
 
 
-def _in_directory(path: str) -> str:
+def _journals_in(path: str) -> str:
     """Which journals the directory at ``path`` holds, for a message."""
     try:
         with os.scandir(path) as entries:
@@ -310,7 +331,7 @@ def read(path: str) -> tuple[list[list[Saved]], list[str], list[str | int]]:
     line that is cut off, as a sweep that was killed may leave, was never acted on and is left out.
     """
     if os.path.isdir(path):
-        raise NetsweepError(_in_directory(path))
+        raise NetsweepError(_journals_in(path))
     try:
         descriptor = open_regular(path, os.O_RDONLY, what=_WHAT)
     except FileNotFoundError:

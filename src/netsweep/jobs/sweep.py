@@ -69,11 +69,12 @@ def find_orphans(options: Options, *, keep: bool = False, command: str = "list",
         report.kept = [finding for finding in findings if keep and finding.verdict is not Verdict.ORPHAN]
         report.elsewhere = len(judge.policy.orphans(look.elsewhere, life))
         if dry_run:
-            _check_number(options, len(report.orphans), len(leaked))
+            check_number(options, len(report.orphans), len(leaked))
     return report
 
 
-def _check_number(options: Options, rules: int, bridges: int = 0) -> None:
+def check_number(options: Options, rules: int, bridges: int = 0) -> None:
+    """Raise :class:`NetsweepError` where more would go than ``options`` allow."""
     if options.max_deletes is not None and rules + bridges > options.max_deletes:
         going = count(rules, "rule") + (f" and {count(bridges, 'bridge')}" if bridges else "")
         raise NetsweepError(f"{going} would go, which is more than --max-deletes {options.max_deletes:,}")
@@ -100,7 +101,7 @@ def sweep(options: Options) -> Report:
             while more:
                 rules, _, life, more = look_around(options, backends, judge, patience, report, limit)
                 orphans = _as_numbered_at_first(judge.policy.orphans(rules, life), report)
-                _check_number(options, report.deleted + len(orphans), report.bridges_deleted)
+                check_number(options, report.deleted + len(orphans), report.bridges_deleted)
                 if more or len(orphans) > MANY:
                     priority.calm_down()
                 kept = [rule for rule in orphans if rule.chain.table in refused]
@@ -143,13 +144,13 @@ def _bridges_deleted(
         if look.leaked and (journal or options.max_deletes is not None):
             rules, _, life, _ = look_around(options, backends, judge, patience, report)
             orphans = judge.policy.orphans(rules, presumed_gone(life, look.leaked))
-            _check_number(options, len(orphans), len(look.leaked))
+            check_number(options, len(orphans), len(look.leaked))
             if journal:
                 journal.check(orphans)
         failures = bridges.delete(look, journal)
         judge.ignored = bridges.unwanted.__contains__
         yield failures
-        # Not where sweeping the rules ended early: as long as they are left, nobody else is to lease the names.
+        # Not where sweeping the rules ended early: as long as they are left, nobody else should lease the names.
         failures += bridges.remove_leases()
 
 
@@ -226,7 +227,7 @@ def _delete_some(
         life = judge.leased_since(living)
         orphans = judge.policy.orphans(transaction.rules, life)
         if orphans:
-            _check_number(options, report.deleted + len(orphans))
+            check_number(options, report.deleted + len(orphans))
             transaction.delete(orphans)
             if journal:
                 journal.record(orphans, transaction)

@@ -60,11 +60,11 @@ def undo_of(message: bytes, lasting: Container[str] = ()) -> Undo:
     for part in _parts(content.expressions):
         kept.append(part.kept)
         if part.set is not None and part.set not in lasting:
-            lost = lost or f"uses the set {ascii(part.set)[1:-1]}, which goes with the rule"
+            lost = lost or f"uses the set {ascii(part.set)[1:-1]}, which is deleted with the rule"
         if part.chain is not None:
             to = part.chain
             if BOUND_CHAIN.fullmatch(to):
-                lost = lost or f"jumps to the chain {to}, which goes with the rule"
+                lost = lost or f"jumps to the chain {to}, which is deleted with the rule"
         if part.numbers is None:
             lost = lost or "uses ipset in a way that is not known"
         else:
@@ -106,11 +106,11 @@ def _sections(raw: bytes) -> tuple[bytes, bytes, bytes]:
     while raw:
         size = 4 + struct.unpack_from("=I", raw)[0] if len(raw) >= 4 else 4
         if size > len(raw):
-            raise netlink.MalformedError("nf_tables: a rule that was kept is cut off")
+            raise netlink.MalformedError("nf_tables: a saved rule is cut off")
         parts.append(raw[4:size])
         raw = raw[size:]
     if len(parts) != 3:
-        raise netlink.MalformedError("nf_tables: a rule that was kept is not whole")
+        raise netlink.MalformedError("nf_tables: a saved rule is incomplete")
     expressions, userdata, compat = parts
     return expressions, userdata, compat
 

@@ -60,6 +60,9 @@ class XtablesBackend:
             libiptc(scan.rules[0].chain.table.family).give_back()
         return scan
 
+    def refusal(self, table: Table) -> str | None:
+        return None
+
     def ready(self, rules: Sequence[Rule]) -> None:
         pass
 
@@ -132,7 +135,7 @@ class XtablesBackend:
 
 
 class _Snapshot(NamedTuple):
-    """A table as libiptc read it: ``handle`` is to be given to ``calls``."""
+    """A table as libiptc read it: ``handle`` is the one to pass to ``calls``."""
 
     calls: Library
     handle: int
