@@ -34,7 +34,7 @@ apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench soak iptables kernel-packages clean
+.PHONY: help demo test lint bench pictures soak iptables kernel-packages clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ lint: .venv/installed-dev ## Check style, types, and that imports keep to the la
 bench: kernel-packages .venv/installed-dev ## Measure netsweep against what it replaces, as root, in twenty minutes
 	@$(BIN)/python -m pip install --quiet --group bench
 	$(BIN)/python -m tests.benchmarks.bench --into docs
+
+pictures: kernel-packages .venv/installed-dev ## Make the picture in the README from real output, as root
+	$(BIN)/python -m tests.pictures
 
 soak: kernel-packages .venv/installed-dev ## Sweep beside writers, kills and jobs for MINUTES=10, as root
 	$(BIN)/python -m tests.soak --minutes $(MINUTES)

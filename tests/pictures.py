@@ -39,7 +39,6 @@ MESS = {
         "-A FORWARD -i ha12 -o eth0 -m comment --comment hypeman-fwd-out-ha12 -j ACCEPT",
         "-A FORWARD -i hm+ -p tcp -m tcp --dport 22 -j DROP",
         '-A FORWARD -s 192.0.2.0/24 -m comment --comment "keep guests off hm3fa2001" -j DROP',
-        "-A FORWARD ! -o hm3fa2001 -j RETURN",
     ],
     "nat": ["-A POSTROUTING -s 10.200.0.0/24 -o eth0 -m comment --comment hypeman-nat-hm3fa2000 -j MASQUERADE"],
 }
@@ -91,9 +90,17 @@ def picture(screens: Sequence[Text], columns: int, theme: TerminalTheme) -> str:
     return svg.replace("<svg ", '<svg xml:space="preserve" ', 1)
 
 
+def of_a_sweep() -> str:
+    """The picture in the README."""
+    with mess() as ns:
+        taken = [shown(ns, 80, "list"), shown(ns, 80, "sweep")]
+    return picture(taken, 80, DARK)
+
+
 def screens(columns: int) -> Iterator[tuple[str, list[Text]]]:
     """Every screen with its name."""
     with mess() as ns:
+        ns.iptables("nft", "-A", "FORWARD", "!", "-o", DEAD[0], "-j", "RETURN")
         yield "doctor", [shown(ns, columns, "doctor")]
         for arguments in (
             ["list"],
@@ -119,9 +126,7 @@ def main() -> None:
     parser.add_argument("directory", nargs="?", type=Path, help="where to write pictures of every screen")
     directory = parser.parse_args().directory
     if directory is None:
-        with mess() as ns:
-            taken = [shown(ns, 80, "list"), shown(ns, 80, "sweep")]
-        PICTURE.write_text(picture(taken, 80, DARK), "utf-8")
+        PICTURE.write_text(of_a_sweep(), "utf-8")
         return
     directory.mkdir(parents=True, exist_ok=True)
     for columns in (80, 120):

@@ -7,6 +7,7 @@ Text from the host goes through :func:`~netsweep.output.escape.escape`, which le
 from __future__ import annotations
 
 import locale
+import re
 import shutil
 import textwrap
 from collections import Counter
@@ -22,11 +23,11 @@ from rich.text import Text
 from netsweep.model import BridgeFinding, Finding, Verdict
 from netsweep.output.escape import escape
 from netsweep.output.text import (
-    NEGATED_STAY,
     ROWS_MAX,
     count,
     kept_of,
     last_lines,
+    negated_advice,
     negated_heading,
     place,
     reason_of,
@@ -112,17 +113,19 @@ class _Writer:
             if first == "Undo:":  # a command to copy stays in one line
                 self._console.print(Text(line), soft_wrap=True)
                 continue
-            self._print(line, mark=first, style=_OUTCOMES.get(first, "default"))
+            # No time without its unit.
+            line = re.sub(r"(?<=\d) (?=m?s\b)", _GLUE, line)
+            self._print(line, mark=first if first in _OUTCOMES else "", style=_OUTCOMES.get(first, ""))
 
     def _leaked(self, leaked: Sequence[BridgeFinding], limit: int | None) -> None:
         shown = leaked[:limit]
         names = [(escape(each.bridge.name), each.bridge.subnet or "") for each in shown]
         if self._report.command == "teardown":  # they need not have been leaked
-            self._table(("BRIDGE", "SUBNET"), names, _STYLES[Verdict.LEAKED])
+            self._table(("BRIDGE", "SUBNET"), names)
         else:
             self._heading(Verdict.LEAKED, count(len(leaked), "bridge"))
             rows = [(*name, reason_of(each)) for name, each in zip(names, shown, strict=True)]
-            self._table(("BRIDGE", "SUBNET", "REASON"), rows, _STYLES[Verdict.LEAKED])
+            self._table(("BRIDGE", "SUBNET", "REASON"), rows)
         if rest := len(leaked) - len(shown):
             self._print(f"... {count(rest, 'more leaked bridge')} (-v lists all)")
         self._console.print()
@@ -144,7 +147,7 @@ class _Writer:
                 first = ("", "")
         if self._report.command != "teardown":
             self._heading(Verdict.ORPHAN, f"{count(len(orphans), 'rule')} of {count(len(rules), 'bridge')}")
-        self._table(("BRIDGE", "RULES", "BACKEND", "CHAINS"), rows, _STYLES[Verdict.ORPHAN])
+        self._table(("BRIDGE", "RULES", "BACKEND", "CHAINS"), rows)
         if rest := len(rules) - len(shown):
             left = count(len(orphans) - sum(rules[bridge] for bridge in shown), "more rule")
             self._print(f"... {left} of {count(rest, 'more bridge')} (-v lists every rule)")
@@ -160,7 +163,7 @@ class _Writer:
         self._by_reason(shown)
         if rest := len(negated) - len(shown):
             self._print(f"... {count(rest, 'more rule')} (-v lists every rule)")
-        self._print(NEGATED_STAY)
+        self._print(negated_advice(len(negated)))
         self._console.print()
 
     def _kept(self, bridges: Sequence[BridgeFinding], rules: Sequence[Finding]) -> None:
@@ -191,17 +194,15 @@ class _Writer:
         for reason, rows in groups.items():
             if tell:
                 self._print(f"{reason}:", indent=2)
-            self._table(("", ""), rows, "default", indent=4 if tell else 2, least=least)
+            self._table(("", ""), rows, indent=4 if tell else 2, least=least)
 
     def _heading(self, verdict: Verdict, text: str) -> None:
         self._print(f"{verdict.value}: {text}", mark=verdict.value, style=_STYLES[verdict])
 
-    def _table(
-        self, headers: Sequence[str], rows: Sequence[Sequence[str]], style: str, *, indent: int = 0, least: int = 0
-    ) -> None:
+    def _table(self, headers: Sequence[str], rows: Sequence[Sequence[str]], *, indent: int = 0, least: int = 0) -> None:
         """Write a table of which only the last column is wrapped; or a list, where a word of that would not fit in.
 
-        ``style`` is that of the first column, which is ``least`` wide at least.
+        The first column is ``least`` wide at least.
         """
         width = self._width - indent
         widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
@@ -210,7 +211,7 @@ class _Writer:
         # A word that is longer than the terminal is wide is broken anyway.
         words = [len(word) for row in rows for word in row[-1].split(" ") if len(word) <= width - _GAP]
         if room < max([*words, min(widths[-1], _WIDTH_MIN)]):
-            self._list(headers, rows, style, indent)
+            self._list(headers, rows, indent)
             return
         headed = any(headers)
         box = SIMPLE_HEAD if headed and "UTF" in locale.getpreferredencoding(False).upper() else None
@@ -221,15 +222,16 @@ class _Writer:
         for header in headers:
             table.add_column(Text(header), no_wrap=True, justify="right" if header == "RULES" else "left")
         table.columns[0].min_width = widths[0]
+        table.columns[0].style = "bold" if headed else ""
         for row in rows:
             last = "\n".join(_wrapped(row[-1], room, broken=True))
-            table.add_row(Text(row[0], style), *map(Text, row[1:-1]), Text(last))
+            table.add_row(*map(Text, row[:-1]), Text(last))
         self._console.print(Padding(table, (0, 0, 0, indent), expand=False))
 
-    def _list(self, headers: Sequence[str], rows: Sequence[Sequence[str]], style: str, indent: int) -> None:
+    def _list(self, headers: Sequence[str], rows: Sequence[Sequence[str]], indent: int) -> None:
         for row in rows:
             if row[0]:
-                self._print(row[0], indent=indent, mark=row[0], style=style)
+                self._print(row[0], indent=indent, mark=row[0] if headers[0] else "")
             for header, cell in zip(headers[1:], row[1:], strict=True):
                 if cell:
                     self._print(f"{header.lower()}: {cell}" if header else cell, indent=indent + _GAP)

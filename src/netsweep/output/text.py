@@ -13,11 +13,6 @@ from netsweep.report import Report
 ROWS_MAX = 15
 """How many groups a report lists before it sums up the rest."""
 
-NEGATED_STAY = (
-    "They stay. Where the profile has no forms for such rules, --include-negated sweeps those that also restrict "
-    "source, destination or ports."
-)
-
 NAMES_MAX = 6
 """How many chains that were looked at, and tables that were not, a summary names before it counts the rest."""
 
@@ -102,13 +97,21 @@ def _negated(report: Report, limit: int | None) -> Iterator[str]:
     yield from map(_rule_line, report.negated[:limit])
     if limit is not None and number > limit:
         yield f"... {count(number - limit, 'more rule')} (-v lists every rule)"
-    yield NEGATED_STAY
+    yield negated_advice(number)
 
 
 def negated_heading(number: int) -> str:
     """What is said of ``number`` rules that stay though their bridge is gone."""
     match = "matches" if number == 1 else "match"
     return f"{count(number, 'rule')} that {match} everything but a bridge that is gone still {match} live traffic:"
+
+
+def negated_advice(number: int) -> str:
+    """What can be done about ``number`` rules that stay though their bridge is gone."""
+    return (
+        f"{'It stays' if number == 1 else 'They stay'}. Where the profile has no forms for such rules, "
+        "--include-negated sweeps those that also restrict source, destination or ports."
+    )
 
 
 def _bridge_line(finding: BridgeFinding) -> str:

@@ -184,3 +184,112 @@ def test_a_signal_is_not_a_failure_that_best_effort_hides(jobs: Jobs) -> None:
     jobs.does = raises(SystemExit(143))
     with pytest.raises(SystemExit):
         run(["sweep", "--best-effort"])
+
+
+# Who gets tables, and in colour; what -q leaves out.
+
+PLAIN, TABLES, COLOURED = "plain", "tables", "coloured"
+
+
+def looks(out: str) -> str:
+    return COLOURED if "\x1b[" in out else TABLES if "orphan: 1 rule" in out else PLAIN
+
+
+@pytest.mark.parametrize(
+    ("terminal", "arguments", "environment", "expected"),
+    [
+        (False, [], {}, PLAIN),
+        (False, ["--color", "auto"], {}, PLAIN),
+        (False, ["--color", "never"], {}, PLAIN),
+        (False, ["--color", "always"], {}, COLOURED),
+        (False, [], {"NETSWEEP_COLOR": "always"}, COLOURED),
+        (False, [], {"FORCE_COLOR": "1"}, COLOURED),
+        (False, [], {"FORCE_COLOR": ""}, PLAIN),
+        (False, [], {"FORCE_COLOR": "1", "NO_COLOR": "1"}, PLAIN),
+        (False, ["--color", "never"], {"FORCE_COLOR": "1"}, PLAIN),
+        (False, ["--color", "always"], {"NO_COLOR": "1"}, COLOURED),
+        (True, [], {}, COLOURED),
+        (True, ["--color", "auto"], {}, COLOURED),
+        (True, ["--color", "never"], {}, TABLES),
+        (True, ["--color", "never"], {"FORCE_COLOR": "1"}, TABLES),
+        (True, [], {"NETSWEEP_COLOR": "never"}, TABLES),
+        (True, ["--color", "auto"], {"NETSWEEP_COLOR": "never"}, COLOURED),
+        (True, [], {"NO_COLOR": "1"}, TABLES),
+        (True, [], {"NO_COLOR": "0"}, TABLES),
+        (True, [], {"NO_COLOR": ""}, COLOURED),
+        (True, [], {"NO_COLOR": "1", "FORCE_COLOR": "1"}, TABLES),
+        (True, ["--color", "always"], {"NO_COLOR": "1"}, COLOURED),
+        (True, [], {"TERM": "dumb"}, TABLES),
+        (True, [], {"TERM": "dumb", "FORCE_COLOR": "1"}, COLOURED),
+        (True, ["--color", "always"], {"TERM": "dumb"}, COLOURED),
+    ],
+)
+def test_tables_and_colours(
+    jobs: Jobs,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    terminal: bool,
+    arguments: list[str],
+    environment: dict[str, str],
+    expected: str,
+) -> None:
+    jobs.does = lambda _: listed([finding()])
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for command in (["list"], ["sweep"], ["sweep", "--dry-run"], ["teardown", "hm1"], ["restore", "journal"]):
+        assert run([*command, *arguments]) == 0
+        out = capsys.readouterr().out
+        assert looks(out) == expected
+        for form in ("json", "github"):
+            assert run([*command, *arguments, "--format", form]) == 0
+            assert "\x1b" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_quiet_prints_nothing_on_success_and_keeps_warnings_and_the_status(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], terminal: bool
+) -> None:
+    report = listed([finding()])
+    report.warnings = ["there is no chain filter/X"]
+    jobs.does = lambda _: report
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    for quiet in ("-q", "--quiet", "-vq"):
+        for command, status in ((["list", "--exit-code"], 3), (["sweep"], 0), (["teardown", "hm1"], 0)):
+            assert run([*command, quiet]) == status
+            said = capsys.readouterr()
+            assert (said.out, said.err) == ("", "netsweep: warning: there is no chain filter/X\n")
+    monkeypatch.setenv("NETSWEEP_QUIET", "1")
+    assert run(["restore", "journal"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_quiet_does_not_hide_a_failure_nor_what_was_deleted_before_it(
+    jobs: Jobs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs.does = raises(BusyError("no"))
+    assert run(["sweep", "-q"]) == 75
+    assert capsys.readouterr() == ("", "netsweep: no\n")
+    error = NetsweepError("no space")
+    error.report = swept([finding()])
+    error.report.errors = ["no space"]
+    jobs.does = raises(error)
+    assert run(["sweep", "-q"]) == 1
+    said = capsys.readouterr()
+    assert said.err == "netsweep: no space\n"
+    assert "deleted 1 rule" in said.out
+
+
+@pytest.mark.parametrize("form", ["json", "github"])
+def test_quiet_is_about_text(jobs: Jobs, capsys: pytest.CaptureFixture[str], form: str) -> None:
+    jobs.does = lambda _: listed([finding()])
+    assert run(["list", "--format", form, "-q"]) == 0
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("color", ["yes", "", "ALWAYS "])
+def test_another_color_is_wrong_usage(jobs: Jobs, capsys: pytest.CaptureFixture[str], color: str) -> None:
+    assert run(["list", "--color", color]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert jobs.calls == []

@@ -74,8 +74,9 @@ def netsweep(*arguments: str, shell: str = "", **environment: str) -> subprocess
     )
 
 
-def test_the_module_is_the_program() -> None:
-    done = netsweep("--version")
+@pytest.mark.parametrize("option", ["-V", "--version"])
+def test_the_module_is_the_program(option: str) -> None:
+    done = netsweep(option)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"netsweep, version {__version__}\n", "")
 
 
