@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from netsweep.model import BridgeFinding, Family, Finding, Verdict
+from netsweep.model import BridgeFinding, Family, Finding, Rule, Verdict
 
 _table_of = operator.attrgetter("rule.chain.table")
 
@@ -64,6 +64,8 @@ class Report:
     ``overlooked`` the tables that exist here and were not looked at, as ``nft inet firewalld``. ``elsewhere`` counts
     the orphans in chains and families that were not asked for; a sweep does not look there. ``subnet_lock`` and
     ``xtables_lock`` are ``None`` where the lock was never taken, ``leases`` where there is no lease file.
+    ``returning`` are the rules that a dry run of a restore would put back, with the positions that they would have.
+    ``journal`` is the absolute path of the file that says what was deleted, where one was asked for.
     ``duration_ms`` is in milliseconds.
     """
 
@@ -84,6 +86,8 @@ class Report:
     leases: LeaseFile | None = None
     subnet_lock: LockTimes | None = None
     xtables_lock: LockTimes | None = None
+    returning: list[Rule] = field(default_factory=list)
+    journal: str | None = None
     duration_ms: float = 0.0
     warnings: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)

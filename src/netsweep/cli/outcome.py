@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import click
@@ -53,7 +54,10 @@ def show(
     known: Report | None = None
     try:
         try:
-            report = known = job()
+            from netsweep.output.status import Status  # what only shows help needs none
+
+            with nullcontext() if output.quiet else Status():
+                report = known = job()
         except Exception as error:
             failure = explain(error)
             known = failure.report

@@ -17,9 +17,10 @@ from netsweep.report import Report
 @option("--dry-run", is_flag=True, help="Only show what would be deleted; take no lock.")
 @option(
     "--journal",
-    metavar="FILE",
-    help="Write the rules to the new FILE before they are deleted; 'netsweep restore FILE' puts them back. "
-    "No file is created where nothing is deleted. Bridges are written down too, but are not brought back.",
+    metavar="PATH",
+    help="Write the rules to the new file PATH before they are deleted; 'netsweep restore PATH' puts them back. "
+    "In a directory, each sweep gets a file of its own. No file is created where nothing is deleted. Bridges are "
+    "written down too, but are not brought back.",
 )
 @option(
     "--max-deletes",

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from netsweep.model import Chain, Rule, Table
+from netsweep.model import Chain, Rule, Spec, Table
 from netsweep.report import LockTimes
 
 
@@ -156,6 +156,13 @@ class Backend(Protocol):
         ``rules``: what was read of them before and is to be decided on again. ``orders``: fill
         :attr:`Transaction.orders`. Raises :class:`~netsweep.errors.ContentionError`, and
         :class:`~netsweep.errors.TableError` where one of the tables cannot be changed.
+        """
+        ...
+
+    def spec_of(self, table: Table, raw: bytes) -> Spec:
+        """What a rule of ``table`` says that :attr:`netsweep.model.Undo.raw` holds.
+
+        Raises :class:`~netsweep.errors.NetsweepError` where it cannot be understood.
         """
         ...
 

@@ -119,6 +119,9 @@ class MemoryBackend:
         incarnation = self._incarnations.get(chains[0].table) if chains else None
         yield _Transaction(self, self._generation, incarnation, fresh, standing if orders else {})
 
+    def spec_of(self, table: Table, raw: bytes) -> Spec:
+        return self._specs.get(raw, Spec())
+
     def close(self) -> None:
         pass
 

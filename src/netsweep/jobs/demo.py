@@ -75,7 +75,8 @@ def _child(directory: str, run: Run, guarded: Callable[[Callable[[], int]], int]
             del os.environ[name]
         status = _show(directory, run)
         sys.stdout.flush()
-        return status
+        # Only this process knows, and the other one ends with the same status.
+        return 128 + signal.SIGPIPE if status == 0 and getattr(sys.stdout, "reader_gone", False) else status
 
     try:
         return guarded(show)

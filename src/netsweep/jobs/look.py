@@ -15,6 +15,7 @@ from netsweep.firewall.opening import open_backend
 from netsweep.host import leases
 from netsweep.host.capabilities import require_net_admin
 from netsweep.host.leases import Leases
+from netsweep.host.observer import observer
 from netsweep.jobs.patience import Patience
 from netsweep.model import Chain, Family, Lease, Life, Rule, Table
 from netsweep.output.failures import explain
@@ -122,6 +123,7 @@ class Judge:
         names, _ = self.policy.asked(self.policy.orphans(rules, living.life))
         if self._settled.issuperset(names & living.life.gone):
             return living
+        observer.get().working(f"waiting {self._settle:g} s for names that come back")
         time.sleep(self._settle)
         again = self._living(rules)
         self._settled |= living.life.gone & again.life.gone
@@ -249,6 +251,8 @@ def look_around(
     """
     rules, elsewhere, found = list[Rule](), list[Rule](), list[Chain]()
     more = False
+    if not report.changed:
+        observer.get().working("reading the rules")
     report.chains, report.overlooked = list(options.chains), []
     for each in report.backends:
         each.scanned = each.deleted  # what was deleted was read before

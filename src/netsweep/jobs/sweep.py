@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from netsweep.errors import NetsweepError, TableError
 from netsweep.firewall import Backend
 from netsweep.host import locks, priority
+from netsweep.host.observer import observer
 from netsweep.jobs.locked import subnet_locked
 from netsweep.jobs.look import Judge, look_around, opened, reporting
 from netsweep.jobs.patience import Patience
@@ -89,7 +90,7 @@ def sweep(options: Options) -> Report:
         reporting(report),
         Judge(options) as judge,
         opened(options, judge.prefilter, writes=True) as backends,
-        _journal(options) as journal,
+        _journal(options, report) as journal,
     ):
         patience = Patience(options.wait, report)
         refused: dict[Table, str] = {}
@@ -107,7 +108,9 @@ def sweep(options: Options) -> Report:
                 if wanted := [rule for rule in orphans if rule.chain.table not in refused]:
                     if journal:
                         journal.check(wanted)
-                    kept += delete_rules(options, backends, wanted, judge, journal, patience, refused, report)
+                    kept += delete_rules(
+                        options, backends, wanted, judge, journal, patience, refused, report, more=more
+                    )
                 if limit and 2 * len(wanted) < limit:
                     limit *= 2  # mostly rules that stay: the next look has to see behind them
                 if time.monotonic() > began + options.wait:
@@ -166,18 +169,23 @@ def delete_rules(
     patience: Patience,
     refused: dict[Table, str],
     report: Report,
+    *,
+    more: bool = False,
 ) -> list[Rule]:
     """Delete ``orphans``, portion by portion, and return those of tables that refuse.
 
-    Why a table refuses is added to ``refused``; it does not stop the others.
+    Why a table refuses is added to ``refused``; it does not stop the others. ``more``: there may be others.
     """
     pending, kept = orphans, list[Rule]()
+    total = "" if more else f" of {report.deleted + len(orphans):,}"
     # A journal is of one table at a time.
     apart = journal is not None
     try:
         while pending:
             backend = backends[pending[0].chain.table.backend]
             portion = list(itertools.islice(_together(pending, apart or not backend.spans_tables), backend.batch))
+            now = f", {len(portion):,} more at once" if len(portion) > MANY else ""
+            observer.get().working(f"deleted {report.deleted:,}{total} rules{now}")
             attempt = partial(_delete_some, options, backend, portion, judge, journal, report)
             try:
                 deleted = patience.retry(attempt)
@@ -231,14 +239,23 @@ def _delete_some(
 
 
 @contextmanager
-def _journal(options: Options) -> Iterator[Journal | None]:
+def _journal(options: Options, report: Report) -> Iterator[Journal | None]:
+    """The journal, where one was asked for; where it is, and what it is of, is in the report."""
     if options.journal is None:
         yield None
         return
     from netsweep.jobs.journal import Journal  # most runs need none
 
     with Journal(options.journal) as journal:
-        yield journal
+        try:
+            yield journal
+        except SystemExit as stopped:
+            # A signal: nobody gets to see the report. That something was deleted may not be known yet.
+            vars(stopped)["journal"] = journal.path
+            raise
+        finally:
+            if report.changed:
+                report.journal = journal.path
 
 
 def _together(rules: Sequence[Rule], apart: bool) -> Iterator[Rule]:

@@ -31,6 +31,7 @@ from netsweep.output.text import (
     negated_heading,
     place,
     reason_of,
+    returning_lines,
     rule_parts,
 )
 from netsweep.report import Report
@@ -48,7 +49,14 @@ _STYLES = {
 }
 """Yellow is hard to read on white, and blue on black."""
 
-_OUTCOMES = {"Nothing": "green", "Deleted": "green", "Restored": "green", "Found": "red", "Failed": "red"}
+_OUTCOMES = {
+    "Nothing": "green",
+    "Deleted": "green",
+    "Restored": "green",
+    "Would": "green",
+    "Found": "red",
+    "Failed": "red",
+}
 """By the first word of a summary."""
 
 _GLUE = "\N{NO-BREAK SPACE}"
@@ -96,8 +104,15 @@ class _Writer:
         if report.negated:
             self._negated(report.negated, limit)
         self._kept(*kept_of(report))
+        for line in returning_lines(report):
+            self._print(line)
+        if report.returning:
+            self._console.print()
         for line in last_lines(report, verbose=limit is None):
             first = line.partition(" ")[0]
+            if first == "Undo:":  # a command to copy stays in one line
+                self._console.print(Text(line), soft_wrap=True)
+                continue
             # No time without its unit.
             line = re.sub(r"(?<=\d) (?=m?s\b)", _GLUE, line)
             self._print(line, mark=first if first in _OUTCOMES else "", style=_OUTCOMES.get(first, ""))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from netsweep.model import BridgeFinding, Family, Finding, Spec, Verdict
-from netsweep.output.escape import escape
+from netsweep.model import BridgeFinding, Family, Finding, Rule, Spec, Verdict
+from netsweep.output.escape import escape, shell_word
 from netsweep.policy.patterns import ALL_CHAINS
 from netsweep.report import Report
 
@@ -40,7 +40,15 @@ def text_lines(report: Report, *, verbose: bool = False) -> Iterator[str]:
         yield from map(_bridge_line, bridges)
         yield from map(_rule_line, kept)
         yield ""
+    if report.returning:
+        yield from returning_lines(report)
+        yield ""
     yield from last_lines(report, verbose=verbose)
+
+
+def returning_lines(report: Report) -> Iterator[str]:
+    """The rules that a restore would put back, where they would stand; safe to print."""
+    return map(_rule_in_place, report.returning)
 
 
 def last_lines(report: Report, *, verbose: bool = False) -> Iterator[str]:
@@ -48,6 +56,13 @@ def last_lines(report: Report, *, verbose: bool = False) -> Iterator[str]:
     if verbose and (leases := report.leases) and leases.exists:
         yield f"Lease file {escape(leases.path)}: {count(leases.leases, 'lease')}, {leases.running} in force."
     yield summary(report, verbose=verbose)
+    if undo := undo_line(report):
+        yield undo
+
+
+def undo_line(report: Report) -> str | None:
+    """How the rules that a sweep deleted come back, where it wrote them down; safe to print."""
+    return f"Undo: netsweep restore {shell_word(report.journal)}" if report.journal and report.deleted else None
 
 
 def kept_of(report: Report) -> tuple[list[BridgeFinding], list[Finding]]:
@@ -118,8 +133,12 @@ def reason_of(finding: Finding | BridgeFinding) -> str:
 
 def place(finding: Finding) -> tuple[str, str]:
     """Backend and family, and table and chain, of a rule."""
-    table = finding.rule.chain.table
-    return _label(table.backend, table.family), f"{table.name}/{finding.rule.chain.name}"
+    return _place_of(finding.rule)
+
+
+def _place_of(rule: Rule) -> tuple[str, str]:
+    table = rule.chain.table
+    return _label(table.backend, table.family), f"{table.name}/{rule.chain.name}"
 
 
 def _label(backend: str, family: Family) -> str:
@@ -127,8 +146,12 @@ def _label(backend: str, family: Family) -> str:
 
 
 def _rule_line(finding: Finding) -> str:
-    where = f"{' '.join(map(escape, place(finding)))} {finding.rule.position}:"
-    return f"{' '.join([where, *rule_parts(finding.rule.spec)])} -- {finding.verdict.value}: {reason_of(finding)}"
+    return f"{_rule_in_place(finding.rule)} -- {finding.verdict.value}: {reason_of(finding)}"
+
+
+def _rule_in_place(rule: Rule) -> str:
+    where = f"{' '.join(map(escape, _place_of(rule)))} {rule.position}:"
+    return " ".join([where, *rule_parts(rule.spec)])
 
 
 def rule_parts(spec: Spec) -> Iterator[str]:
@@ -161,6 +184,10 @@ def summary(report: Report, *, verbose: bool = False) -> str:
         rest = f", {left:,} left: run it again" if done.startswith("deleted") and left else ""
         return f"Failed after {took}; {done}{rest}."
     if report.command == "restore":
+        if report.dry_run:
+            numbers = Counter(_place_of(rule)[0] for rule in report.returning)
+            where = ", ".join(f"{label}: {number:,}" for label, number in numbers.items())
+            return f"Would restore {count(len(report.returning), 'rule')} ({where}); nothing was changed."
         restored = ", ".join(f"{_label(b.name, b.family)}: {b.restored:,}" for b in report.backends)
         return f"Restored {count(report.restored, 'rule')} in {took} ({restored})."
     if report.command == "teardown":

@@ -89,16 +89,33 @@ def test_a_stdout_that_takes_nothing_is_one_clear_failure(option: str, shell: st
     assert (done.returncode, done.stderr) == (1, f"netsweep: could not write to stdout: {reason}\n")
 
 
-def test_a_reader_that_has_gone_is_not_a_bug() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "variables"),
+    [
+        (["--help"], {}),
+        (["list", "--help"], {}),
+        (["--version"], {}),
+        (["profiles"], {}),
+        (["profiles", "docker"], {}),
+        ([], {"_NETSWEEP_COMPLETE": "bash_source"}),
+    ],
+)
+def test_a_reader_that_has_gone_ends_it_in_silence(arguments: list[str], variables: dict[str, str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:
         done = subprocess.run(
-            [*NETSWEEP, "--help"], check=False, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60
+            [*NETSWEEP, *arguments],
+            check=False,
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            env={**os.environ, **variables},
         )
     finally:
         os.close(writer)
-    assert (done.returncode, done.stderr) == (1, "")
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 @pytest.mark.parametrize("shell", ["<&-", "2>&-", "<&- 2>&-"])

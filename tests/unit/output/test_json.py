@@ -86,6 +86,8 @@ def test_json_has_every_key_of_the_contract_in_its_order() -> None:
             "subnet": {"path": "/tmp/lock", "waited_ms": 0.123, "held_ms": 9.877, "longest_ms": 5.432},
             "xtables": None,
         },
+        "returning": [],
+        "journal": None,
         "duration_ms": 2540.5,
         "warnings": ["there is no chain filter/X"],
         "errors": [],

@@ -53,7 +53,7 @@ def test_it_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_values_are_those_of_the_code() -> None:
     verdicts = {verdict.value for verdict in Verdict}
-    assert verdicts == {*enumerated("rule", "verdict"), *enumerated("bridge", "verdict")}
+    assert {*verdicts, None} == {*enumerated("rule", "verdict"), *enumerated("bridge", "verdict")}
     assert "leaked" not in enumerated("rule", "verdict")
     assert "orphan" not in enumerated("bridge", "verdict")
     assert tuple(enumerated("rule", "backend")) == tuple(enumerated("backend_report", "name")) == BACKENDS

@@ -197,6 +197,11 @@ class NftablesBackend:
         gone = {(rule.chain, rule.handle) for rule in stale} - again.keys()
         return [again.get((r.chain, r.handle), r) for r in rules if (r.chain, r.handle) not in gone]
 
+    def spec_of(self, table: Table, raw: bytes) -> Spec:
+        from netsweep.firewall.nftables.undo import content_of  # most runs need none
+
+        return spec_of(content_of(raw, nft.NUMBERS[table.family]))
+
     def close(self) -> None:
         self._close_socket()
         if self._commits is not None:

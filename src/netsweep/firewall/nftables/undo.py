@@ -9,7 +9,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from netsweep.firewall import extensions
-from netsweep.firewall.nftables.codec import BOUND_CHAIN, jump, number, read_rule, split_expression, value
+from netsweep.firewall.nftables.codec import BOUND_CHAIN, Content, jump, number, read_rule, split_expression, value
 from netsweep.host import netlink
 from netsweep.model import Undo
 
@@ -82,6 +82,26 @@ def rule_attributes(raw: bytes) -> bytes:
 
     Table, chain and place are not among them. Raises :class:`~netsweep.host.netlink.MalformedError`.
     """
+    expressions, userdata, compat = _sections(raw)
+    return b"".join(
+        (
+            netlink.attribute(_RULE_EXPRESSIONS | _NESTED, expressions),
+            netlink.attribute(_RULE_USERDATA, userdata) if userdata else b"",
+            netlink.attribute(_RULE_COMPAT | _NESTED, compat) if compat else b"",
+        )
+    )
+
+
+def content_of(raw: bytes, family: int) -> Content:
+    """What the rule of :attr:`netsweep.model.Undo.raw` holds, in a table of a family, by its NFPROTO number.
+
+    Raises :class:`~netsweep.host.netlink.MalformedError`.
+    """
+    expressions, userdata, _ = _sections(raw)
+    return Content(family, expressions, userdata)
+
+
+def _sections(raw: bytes) -> tuple[bytes, bytes, bytes]:
     parts = []
     while raw:
         size = 4 + struct.unpack_from("=I", raw)[0] if len(raw) >= 4 else 4
@@ -92,13 +112,7 @@ def rule_attributes(raw: bytes) -> bytes:
     if len(parts) != 3:
         raise netlink.MalformedError("nf_tables: a saved rule is incomplete")
     expressions, userdata, compat = parts
-    return b"".join(
-        (
-            netlink.attribute(_RULE_EXPRESSIONS | _NESTED, expressions),
-            netlink.attribute(_RULE_USERDATA, userdata) if userdata else b"",
-            netlink.attribute(_RULE_COMPAT | _NESTED, compat) if compat else b"",
-        )
-    )
+    return expressions, userdata, compat
 
 
 class _Part(NamedTuple):

@@ -21,7 +21,7 @@ from netsweep.firewall.xtables.bindings import Counters, Library, libiptc
 from netsweep.firewall.xtables.codec import LAYOUTS, Layout, decode, parts
 from netsweep.firewall.xtables.modules import existing_tables
 from netsweep.host import locks
-from netsweep.model import Chain, Rule, Table, Undo
+from netsweep.model import Chain, Rule, Spec, Table, Undo
 from netsweep.report import LockTimes
 
 
@@ -78,6 +78,9 @@ class XtablesBackend:
             scan, found = Scan(), dict[Chain, list[Standing]]()
             self._read(snapshot, chains, scan, found if orders else None, again=True)
             yield _Transaction(snapshot, table, scan.rules, found)
+
+    def spec_of(self, table: Table, raw: bytes) -> Spec:
+        return decode(raw, LAYOUTS[table.family])
 
     def close(self) -> None:
         self._known.clear()
