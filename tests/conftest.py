@@ -14,6 +14,9 @@ NEED_KERNEL = (Path(__file__).parent / "netns", Path(__file__).parent / "benchma
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # The tests may run in a workflow themselves.
+    for name in [name for name in os.environ if name.startswith("GITHUB_")]:
+        del os.environ[name]
     config.addinivalue_line("markers", "kernel: needs root, for network namespaces with rules in them")
     config.addinivalue_line("markers", "alone: keeps the machine busy, or measures time: no other test runs meanwhile")
 

@@ -40,5 +40,4 @@ def command(all_rules: bool, exit_code: bool, output: Output, **settings: Any) -
 
         return find_orphans(options, keep=all_rules)
 
-    status, report = show("list", job, output._replace(verbose=output.verbose or all_rules))
-    return ORPHANS_FOUND if status == 0 and exit_code and (report.orphans or report.leaked) else status
+    return show("list", job, output._replace(verbose=output.verbose or all_rules), exit_code=exit_code)[0]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import click
 
-from netsweep.errors import NetsweepError, UsageError
+from netsweep.errors import ORPHANS_FOUND, NetsweepError, UsageError
 from netsweep.output.failures import complain, explain
 from netsweep.output.text import changes, text_lines
 from netsweep.report import Report
@@ -32,10 +32,13 @@ def guarded(job: Callable[[], int]) -> int:
         return failure.exit_status
 
 
-def show(command: str, job: Callable[[], Report], output: Output, *, best_effort: bool = False) -> tuple[int, Report]:
+def show(
+    command: str, job: Callable[[], Report], output: Output, *, best_effort: bool = False, exit_code: bool = False
+) -> tuple[int, Report]:
     """Call ``job`` and write its report to stdout as ``output`` says; return the exit status and the report.
 
-    ``best_effort``: failures are told and the status is 0, but for wrong usage.
+    ``best_effort``: failures are told and the status is 0, but for wrong usage. ``exit_code``: the status says whether
+    there are orphans or leaked bridges.
     """
     failure: NetsweepError | None = None
     try:
@@ -46,19 +49,20 @@ def show(command: str, job: Callable[[], Report], output: Output, *, best_effort
         complain(str(failure))
     for warning in report.warnings:
         complain(f"warning: {warning}")
+    answer = ORPHANS_FOUND if exit_code and (report.orphans or report.leaked) else 0
     try:
-        _write(report, output, best_effort)
+        _write(report, output, failure.exit_status if failure else answer, best_effort=best_effort)
     except Exception as error:
         unwritten = explain(error)
         done = f"; the {report.command} {changed}" if (changed := changes(report)) else ""
         complain(f"{unwritten}{done}")
         failure = failure or unwritten
-    if failure is None or (best_effort and not isinstance(failure, UsageError)):
-        return 0, report
-    return failure.exit_status, report
+    if failure is None:
+        return answer, report
+    return 0 if best_effort and not isinstance(failure, UsageError) else failure.exit_status, report
 
 
-def _write(report: Report, output: Output, best_effort: bool) -> None:
+def _write(report: Report, output: Output, status: int, *, best_effort: bool = False) -> None:
     form, verbose = output
     # What a run does not need is not imported.
     if form == "json":
@@ -66,14 +70,24 @@ def _write(report: Report, output: Output, best_effort: bool) -> None:
 
         write_json(report, sys.stdout)
     elif form == "github":
-        from netsweep.output.github import github_lines, write_step_summary
+        from netsweep.output.github import github_lines
 
         sys.stdout.writelines(f"{line}\n" for line in github_lines(report, verbose=verbose, best_effort=best_effort))
     elif not report.errors or report.changed:
         sys.stdout.writelines(f"{line}\n" for line in text_lines(report, verbose=verbose))
     sys.stdout.flush()
-    if form == "github" and (path := os.environ.get("GITHUB_STEP_SUMMARY")):
-        write_step_summary(report, path)
+    if form == "github":
+        from netsweep.output.github import write_outputs, write_step_summary
+
+        if path := os.environ.get("GITHUB_OUTPUT"):
+            write_outputs(report, status, path)
+        if path := os.environ.get("GITHUB_STEP_SUMMARY"):
+            write_step_summary(report, path)
+
+
+def default_form() -> str:
+    """The format where ``--format`` is not given: what the environment says, or that of where netsweep runs."""
+    return os.environ.get("NETSWEEP_FORMAT") or ("github" if os.environ.get("GITHUB_ACTIONS") == "true" else "text")
 
 
 def invoke(command: click.Command, arguments: Sequence[str]) -> int:
@@ -85,9 +99,32 @@ def invoke(command: click.Command, arguments: Sequence[str]) -> int:
         error.show()
         return error.exit_code
     except click.UsageError as error:
-        context = f" {error.ctx.info_name}" if error.ctx and error.ctx.parent else ""
-        complain(f"{error.format_message().rstrip('.')} (see: netsweep{context} --help)")
+        command_name = error.ctx.info_name if error.ctx and error.ctx.parent else None
+        context = f" {command_name}" if command_name else ""
+        message = f"{error.format_message().rstrip('.')} (see: netsweep{context} --help)"
+        complain(message)
+        if _form_asked_for(arguments) == "github":
+            _annotate(Report(command_name or "", errors=[message]), error.exit_code)
         return error.exit_code
     except click.ClickException as error:
         complain(error.format_message())
         return error.exit_code
+
+
+def _form_asked_for(arguments: Sequence[str]) -> str:
+    """The format that a command line asks for, also where click could not read it to its end."""
+    form = default_form()
+    for before, argument in zip(("", *arguments), arguments, strict=False):
+        if before == "--format":
+            form = argument
+        elif argument.startswith("--format="):
+            form = argument.removeprefix("--format=")
+    return form
+
+
+def _annotate(report: Report, status: int) -> None:
+    """Tell a workflow of a command that did not come to be run."""
+    try:
+        _write(report, Output("github"), status)
+    except Exception as error:
+        complain(str(explain(error)))
