@@ -51,7 +51,8 @@ def show(
         complain(f"warning: {warning}")
     answer = ORPHANS_FOUND if exit_code and (report.orphans or report.leaked) else 0
     try:
-        _write(report, output, failure.exit_status if failure else answer, best_effort=best_effort)
+        tolerated = best_effort and not isinstance(failure, UsageError)
+        _write(report, output, failure.exit_status if failure else answer, best_effort=tolerated)
     except Exception as error:
         unwritten = explain(error)
         done = f"; the {report.command} {changed}" if (changed := changes(report)) else ""

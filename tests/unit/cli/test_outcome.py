@@ -89,8 +89,11 @@ def test_wrong_usage_exits_with_2_even_with_best_effort(
 
 def test_usage_that_only_the_job_finds_wrong_exits_with_2_too(jobs: Jobs, capsys: pytest.CaptureFixture[str]) -> None:
     jobs.does = raises(UsageError("there is no chain filter/X"))
-    assert run(["sweep", "--best-effort"]) == 2
-    assert capsys.readouterr().err == "netsweep: there is no chain filter/X\n"
+    for form in ("text", "github"):
+        assert run(["sweep", "--best-effort", "--format", form]) == 2
+        said = capsys.readouterr()
+        assert said.err == "netsweep: there is no chain filter/X\n"
+        assert said.out == ("::error title=netsweep::there is no chain filter/X\n" if form == "github" else "")
 
 
 @pytest.mark.parametrize("form", ["text", "json", "github"])
