@@ -32,6 +32,8 @@ def github_lines(report: Report, *, verbose: bool = False, best_effort: bool = F
     for that, and ``##[``, which :func:`escape` leaves nowhere.
     """
     *details, total = text_lines(report, verbose=verbose)
+    if details and not details[-1]:
+        del details[-1]  # it sets off the sum
     if details:
         yield "::group::netsweep: details"
         for line in details:
@@ -81,7 +83,7 @@ def write_step_summary(report: Report, path: str) -> None:
     parts = [
         ["### netsweep"],
         [_markdown(summary(report))],
-        _fitting((f"- {_markdown(escape(note))}" for note in notes), len(notes), "- ... {}", "more message"),
+        [*_fitting((f"- {_markdown(escape(note))}" for note in notes), len(notes), "- ... {}", "more message")],
         _bridges(report),
         _backends(report),
         _locks(report),

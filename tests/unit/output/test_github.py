@@ -69,6 +69,7 @@ def test_where_nothing_was_to_be_done_there_is_one_plain_line(command: str) -> N
     details = list(github_lines(report, verbose=True))
     assert Runner(details).commands in ([], ["group", "endgroup"])
     assert details[-1] == summary(report, verbose=True)
+    assert "Lease file /tmp/leases: 3 leases, 1 in force." in details
 
 
 def test_a_failure_says_once_that_nothing_was_changed() -> None:
@@ -177,7 +178,8 @@ def test_a_step_summary_is_a_sentence_the_warnings_and_tables(tmp_path: Path) ->
 
 def test_a_step_summary_has_both_locks_or_says_that_none_was_taken(tmp_path: Path) -> None:
     report = listed([])
-    assert "No lock was taken." in written(tmp_path, report)
+    assert written(tmp_path, report)[:4] == ["### netsweep", "", summary(report), ""]
+    assert written(tmp_path, report)[-2:] == ["No lock was taken.", ""]
     report.xtables_lock = LockTimes("/run/xtables.lock", 1500, 2, 2)
     assert written(tmp_path, report)[-2] == "| xtables | 1500.0 ms | 2.0 ms | 2.0 ms |"
 
