@@ -360,6 +360,11 @@ def test_a_netsweep_that_ends_without_a_report_is_no_all_clear(
         assert done.annotations() == [f"::{level} title=netsweep::netsweep ended without a report: see the log"]
 
 
+def test_a_path_cannot_set_outputs(root_runner: Runner) -> None:
+    done = root_runner.action({"netsweep": "/nowhere\nstatus=0\ndeleted=9"})
+    assert (done.outputs["status"], done.outputs["deleted"]) == ("127", "0")
+
+
 class Installer:
     """What the action installs netsweep with, on a runner: a Python that notes what it makes."""
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from netsweep import __version__
 
 ROOT = Path(__file__).parents[2]
 GITHUB = ROOT / ".github"
@@ -51,6 +55,17 @@ def test_a_version_is_a_release_only_where_the_tag_has_it() -> None:
     assert release[True] == {"push": {"tags": ["v*"]}}  # YAML 1.1 takes "on" for true
     assert "secrets." not in (GITHUB / "workflows" / "release.yml").read_text()
     assert release["jobs"]["publish"]["needs"] == "build"
+    (check,) = [step for step in release["jobs"]["build"]["steps"] if step.get("name", "").startswith("Check")]
+    for tag, right in ((f"v{__version__}", True), (__version__, False), (f"v{__version__}0", False), ("v", False)):
+        done = subprocess.run(
+            ["bash", "--noprofile", "--norc", "-e", "-c", check["run"]],
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "GITHUB_REF_NAME": tag},
+        )
+        assert (done.returncode == 0, done.stdout == "") == (right, right)
 
 
 def test_dependabot_looks_after_actions_and_python_packages() -> None:

@@ -31,7 +31,8 @@ def github_lines(report: Report, *, verbose: bool = False, best_effort: bool = F
     Nothing from the host can be a workflow command: the runner takes ``::`` at the start of a line
     for that, and ``##[``, which :func:`escape` leaves nowhere.
     """
-    *details, total = text_lines(report, verbose=verbose)
+    total = summary(report, verbose=verbose)
+    details = [line for line in text_lines(report, verbose=verbose) if line != total]
     if details and not details[-1]:
         del details[-1]  # it sets off the sum
     if details:
