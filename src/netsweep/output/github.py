@@ -108,7 +108,7 @@ def _bridges(report: Report) -> list[str]:
         for name, found in sorted(places.items())
     )
     return [
-        "| bridge | state | orphaned rules | in |",
+        "| bridge | state | orphaned rules | by backend and chain |",
         "| --- | --- | ---: | --- |",
         *_fitting(rows, len(places), "| ... {} | | | |", "more bridge"),
     ]

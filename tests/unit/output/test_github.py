@@ -160,7 +160,7 @@ def test_a_step_summary_is_a_sentence_the_warnings_and_tables(tmp_path: Path) ->
         "",
         "- warning: there is no chain filter/X",
         "",
-        "| bridge | state | orphaned rules | in |",
+        "| bridge | state | orphaned rules | by backend and chain |",
         "| --- | --- | ---: | --- |",
         "| hm0000 | gone | 3 | legacy filter/FORWARD: 2, legacy nat/POSTROUTING: 1 |",
         "| hm0001 | gone | 3 | legacy filter/FORWARD: 2, legacy nat/POSTROUTING: 1 |",
