@@ -245,16 +245,16 @@ _looks = (
         "--quiet",
         "-q",
         is_flag=True,
-        help="Print nothing on success, for cron. Warnings and failures are told as ever, and json and github are "
-        "written as ever.",
+        help="Print nothing on success, for cron. Warnings and failures still go to stderr, and json and github are "
+        "still written.",
     ),
     option(
         "--color",
         type=click.Choice(("auto", "always", "never")),
         default="auto",
         shown="auto",
-        help="auto is coloured tables on a terminal, and plain text elsewhere; NO_COLOR and FORCE_COLOR change that. "
-        "always is coloured tables everywhere, never is tables without colours on a terminal.",
+        help="auto: coloured tables on a terminal, plain text elsewhere; NO_COLOR and FORCE_COLOR are honoured. "
+        "always: coloured tables everywhere, as wide as COLUMNS says (80). never: no colours.",
     ),
 )
 
