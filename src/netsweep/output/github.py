@@ -43,7 +43,6 @@ def github_lines(report: Report, *, verbose: bool = False, best_effort: bool = F
     for warning in report.warnings:
         yield _annotation("warning", escape(warning))
     if report.errors:
-        # Where nothing was changed, the sum has nothing to add.
         done = f" ({total.rstrip('.')})" if report.changed else ""
         yield _annotation("warning" if best_effort else "error", f"{escape('; '.join(report.errors))}{done}")
     elif report.changed:
@@ -80,10 +79,12 @@ def write_step_summary(report: Report, path: str) -> None:
 
     Raises :class:`~netsweep.errors.NetsweepError` where it is not a regular file or cannot be written.
     """
+    # Where nothing was changed, the sum has nothing to add to an error.
+    head = summary(report) if report.changed or not report.errors else "Failed:"
     notes = [*report.errors, *(f"warning: {warning}" for warning in report.warnings)]
     parts = [
         ["### netsweep"],
-        [_markdown(summary(report))],
+        [_markdown(head)],
         [*_fitting((f"- {_markdown(escape(note))}" for note in notes), len(notes), "- ... {}", "more message")],
         _bridges(report),
         _backends(report),
