@@ -48,7 +48,7 @@ OPTIONS: dict[str, dict[str, str | None]] = {
         **SWEEP,
     },
     "teardown": {**WHOSE, **OUTPUT, "subnet": None, "force": None},
-    "restore": {**RESULT, "wait": "5", "force": None},
+    "restore": {**RESULT, "wait": "5", "dry-run": None, "force": None},
     "profiles": {},
     "doctor": {
         **WHERE,
@@ -200,7 +200,7 @@ def test_flags_can_come_from_the_environment(jobs: Jobs, monkeypatch: pytest.Mon
     assert [(name, named) for name, _, named in jobs.calls] == [
         ("find_orphans", {"keep": True}),
         ("find_orphans", {"command": "sweep", "dry_run": True}),
-        ("restore", {"force": True}),
+        ("restore", {"force": True, "dry_run": True}),
     ]
     assert jobs.calls[-1][1] == ("/tmp/journal", None)
 
