@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 MINUTES ?= 10
+PREFIX ?= /opt/netsweep
+LINKS ?= /usr/local
 BIN := .venv/bin
 ROOT := $(filter 0,$(shell id -u))
 
@@ -15,7 +17,7 @@ VENV_OPTIONS := $(if $(OTHER_PYTHON),,--system-site-packages)
 
 # What tests, bench and soak run in their network namespaces, which only root can make; some tests compile a
 # few lines of C.
-KERNEL_PACKAGES := $(if $(ROOT),iptables nftables iproute2 ipset gcc libc6-dev)
+KERNEL_PACKAGES := $(if $(ROOT),iptables nftables iproute2 ipset gcc libc6-dev sudo systemd)
 
 # Without root the tests that need the kernel are skipped, and coverage would miss what they cover.
 COVERAGE := $(if $(ROOT),--cov)
@@ -42,6 +44,21 @@ help: ## Show this list
 demo: iptables .venv/installed ## See netsweep at work in a network namespace that is thrown away
 	@$(BIN)/netsweep demo
 
+# PREFIX is a directory of netsweep's own. A link to its command is where sudo looks, and one to its man page where man does.
+.PHONY: install
+install: iptables ## Install netsweep in PREFIX=/opt/netsweep, with links in LINKS=/usr/local
+	$(call install,$(VENV_PACKAGES))
+	@if [ -e '$(PREFIX)' ] && [ ! -e '$(PREFIX)/pyvenv.cfg' ]; then \
+	  echo '$(PREFIX) is not a directory of netsweep; choose another PREFIX' >&2; exit 1; fi
+	@echo 'Installing netsweep in $(PREFIX)'
+	@$(PYTHON) -m venv $(VENV_OPTIONS) '$(PREFIX)'
+	@'$(PREFIX)/bin/python' -m pip --disable-pip-version-check install --quiet --upgrade .
+	@mkdir -p '$(LINKS)/sbin' && ln -sf '$(PREFIX)/bin/netsweep' '$(LINKS)/sbin/'
+	@for page in '$(PREFIX)'/share/man/*/netsweep*; do [ ! -e "$$page" ] || { \
+	  section="$$(basename "$$(dirname "$$page")")"; \
+	  mkdir -p "$(LINKS)/share/man/$$section" && ln -sf "$$page" "$(LINKS)/share/man/$$section/"; }; done
+	@'$(LINKS)/sbin/netsweep' --version
+
 test: kernel-packages lint ## Lint, check types and run all tests; those that need the kernel need root
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(COVERAGE)
 
@@ -54,6 +71,7 @@ lint: .venv/installed-dev ## Check style, types, and that imports keep to the la
 bench: kernel-packages .venv/installed-dev ## Measure netsweep against what it replaces, as root, in twenty minutes
 	@$(BIN)/python -m pip install --quiet --group bench
 	$(BIN)/python -m tests.benchmarks.bench --into docs
+	$(BIN)/python -m tests.benchmarks.leak --into docs
 
 pictures: kernel-packages .venv/installed-dev ## Make the picture in the README from real output, as root
 	$(BIN)/python -m tests.pictures

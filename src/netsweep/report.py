@@ -57,7 +57,8 @@ class Report:
     ``orphans`` are the orphaned rules that were found; for a sweep those that were deleted come first.
     ``kept`` are the other rules that got a verdict, where they were asked for; ``negated`` are those of
     them that a list always shows. ``bridges`` are the leaked bridges, where they were asked for, and with ``kept``
-    the others that got a verdict; ``bridges_scanned`` counts all of them, ``stale_leases`` the leases of the former
+    the others that got a verdict; ``bridges_scanned`` counts all of them, ``bridges_live`` those of
+    ours that are not leaked, where in doubt a bridge is alive, ``stale_leases`` the leases of the leaked ones
     and those of dead processes whose bridge does not exist. ``chains`` are the chains that were asked for, as
     ``[FAMILY:]TABLE/CHAIN``;
     ``overlooked`` the tables that exist here and were not looked at, as ``nft inet firewalld``. ``elsewhere`` counts
@@ -75,6 +76,7 @@ class Report:
     negated: list[Finding] = field(default_factory=list)
     bridges: list[BridgeFinding] = field(default_factory=list)
     bridges_scanned: int | None = None
+    bridges_live: int | None = None
     stale_leases: int = 0
     leases_removed: int = 0
     backends: list[BackendReport] = field(default_factory=list)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests import schema
 from tests.namespace import (
     FLAVOURS,
     NETSWEEP,
@@ -717,8 +718,7 @@ def outcome(process: subprocess.Popen[str], status: int = 0) -> dict[str, Any]:
     """The report of a sweep that was waited for."""
     stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stderr) == (status, "")
-    report: dict[str, Any] = json.loads(stdout)
-    return report
+    return schema.read(stdout)
 
 
 class Race(NamedTuple):
@@ -823,7 +823,7 @@ def test_a_lease_file_that_is_damaged_meanwhile_keeps_every_bridge(ns: Namespace
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "cannot understand lease file" in stderr
-    assert json.loads(stdout)["changed"] is False
+    assert schema.read(stdout)["changed"] is False
     assert links(ns) == before
 
 

@@ -23,7 +23,7 @@ Exit status:
   128+N  stopped by signal N; no table is half-changed and all locks are released"""
 
 
-_COMMANDS = ("list", "sweep", "teardown", "restore", "profiles", "doctor", "demo")
+_COMMANDS = ("list", "sweep", "teardown", "restore", "profiles", "doctor", "schema", "demo")
 
 
 class _Commands(click.Group):

@@ -11,7 +11,8 @@ from click.core import ParameterSource
 
 from netsweep import profiles
 from netsweep.cli.outcome import Output
-from netsweep.profiles.options import BACKEND, CHOICES, FAMILIES, FAMILY, LOCK_TIMEOUT, WAIT, Options
+from netsweep.errors import UsageError
+from netsweep.profiles.options import BACKEND, CHOICES, FAMILIES, FAMILY, LOCK_TIMEOUT, WAIT, Options, path
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -194,13 +195,37 @@ where_options = _together(*_names, *_chains, *_means)
 whose_options = _together(*_names, *_means)
 
 
+def _metrics_file(context: click.Context, _: click.Parameter, value: str | None) -> str | None:
+    try:
+        return None if value is None else path("metrics-file", value)
+    except UsageError as error:
+        raise click.UsageError(str(error), context) from error
+
+
+metrics_option = option(
+    "--metrics-file",
+    metavar="PATH",
+    callback=_metrics_file,
+    help="Write metrics of the run to PATH too, as Prometheus text for node_exporter's textfile collector, which reads "
+    "files whose names end in .prom. The file is replaced in one step, also where the run fails.",
+)
+
+
 def _output(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     """Options that say how a report is shown; the command gets them together, as ``output``."""
 
     def decorate(function: F) -> F:
         @wraps(function)
-        def command(form: str, quiet: bool, color: str, verbose: bool = False, **rest: Any) -> Any:
-            return function(output=Output(form, verbose, quiet, color), **rest)
+        def command(
+            form: str,
+            quiet: bool,
+            color: str,
+            verbose: bool = False,
+            metrics_file: str | None = None,
+            **rest: Any,
+        ) -> Any:
+            profile = rest.get("profile") or profiles.DEFAULT
+            return function(output=Output(form, verbose, quiet, color, metrics_file, profile), **rest)
 
         return _together(*decorators)(cast(F, command))
 

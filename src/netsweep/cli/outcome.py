@@ -10,22 +10,26 @@ from typing import NamedTuple
 
 import click
 
-from netsweep.errors import NetsweepError, UsageError
+from netsweep.errors import ORPHANS_FOUND, NetsweepError, UsageError
 from netsweep.output.failures import complain, explain
 from netsweep.output.text import changes, text_lines
+from netsweep.profiles import DEFAULT
 from netsweep.report import Report
 
 
 class Output(NamedTuple):
     """How a report is shown: in which of the formats, and whether with every rule.
 
-    ``quiet``: as text only where something failed. ``color``: ``auto``, ``always`` or ``never``.
+    ``quiet``: as text only where something failed. ``color``: ``auto``, ``always`` or ``never``. ``metrics_file``:
+    where metrics are written, too; ``profile`` is in their labels.
     """
 
     form: str
     verbose: bool = False
     quiet: bool = False
     color: str = "auto"
+    metrics_file: str | None = None
+    profile: str = DEFAULT
 
 
 def guarded(job: Callable[[], int]) -> int:
@@ -38,33 +42,65 @@ def guarded(job: Callable[[], int]) -> int:
         return failure.exit_status
 
 
-def show(command: str, job: Callable[[], Report], output: Output, *, best_effort: bool = False) -> tuple[int, Report]:
+def show(
+    command: str, job: Callable[[], Report], output: Output, *, best_effort: bool = False, exit_code: bool = False
+) -> tuple[int, Report]:
     """Call ``job`` and write its report to stdout as ``output`` says; return the exit status and the report.
 
-    ``best_effort``: failures are told and the status is 0, but for wrong usage.
+    ``best_effort``: failures are told and the status is 0, but for wrong usage. ``exit_code``: the status says whether
+    there are orphans or leaked bridges.
     """
     failure: NetsweepError | None = None
+    known: Report | None = None
     try:
-        from netsweep.output.status import Status  # what only shows help needs none
+        try:
+            from netsweep.output.status import Status  # what only shows help needs none
 
-        with nullcontext() if output.quiet else Status():
-            report = job()
-    except Exception as error:
-        failure = explain(error)
-        report = failure.report or Report(command, errors=[str(failure)])
-        complain(str(failure))
-    for warning in report.warnings:
-        complain(f"warning: {warning}")
+            with nullcontext() if output.quiet else Status():
+                report = known = job()
+        except Exception as error:
+            failure = explain(error)
+            known = failure.report
+            report = known or Report(command, errors=[str(failure)])
+            complain(str(failure))
+        for warning in report.warnings:
+            complain(f"warning: {warning}")
+        try:
+            _write(report, output, best_effort)
+        except Exception as error:
+            unwritten = _unwritten(error, report)
+            failure = failure or unwritten
+    except SystemExit as stopped:  # a signal
+        _write_metrics(known, command, output, stopped.code)
+        raise
+    answer = ORPHANS_FOUND if exit_code and (report.orphans or report.leaked) else 0
+    without_metrics = _write_metrics(known, command, output, failure.exit_status if failure else answer)
+    failure = failure or without_metrics
+    if failure is None:
+        return answer, report
+    return 0 if best_effort and not isinstance(failure, UsageError) else failure.exit_status, report
+
+
+def _unwritten(error: Exception, report: Report | None) -> NetsweepError:
+    """Tell that something could not be written, and what had been done before."""
+    failure = explain(error)
+    done = f"; the {report.command} {changed}" if report and (changed := changes(report)) else ""
+    complain(f"{failure}{done}")
+    return failure
+
+
+def _write_metrics(report: Report | None, command: str, output: Output, status: object) -> NetsweepError | None:
+    """Write the metrics where they are asked for; return why that failed, which is told."""
+    if output.metrics_file is None:
+        return None
     try:
-        _write(report, output, best_effort)
+        from netsweep.output.metrics import write_metrics  # most runs need none
+
+        labels = {"command": command, "profile": output.profile}
+        write_metrics(output.metrics_file, report, labels, status if isinstance(status, int) else 1)
     except Exception as error:
-        unwritten = explain(error)
-        done = f"; the {report.command} {changed}" if (changed := changes(report)) else ""
-        complain(f"{unwritten}{done}")
-        failure = failure or unwritten
-    if failure is None or (best_effort and not isinstance(failure, UsageError)):
-        return 0, report
-    return failure.exit_status, report
+        return _unwritten(error, report)
+    return None
 
 
 def _write(report: Report, output: Output, best_effort: bool) -> None:

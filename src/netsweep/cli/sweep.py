@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from netsweep.cli.options import bridge_options, option, options_of, output_options, where_options
+from netsweep.cli.options import bridge_options, metrics_option, option, options_of, output_options, where_options
 from netsweep.cli.outcome import Output, show
 from netsweep.report import Report
 
@@ -29,6 +29,7 @@ from netsweep.report import Report
     help="Change nothing, and exit with 1, where more than N rules and bridges would go.",
 )
 @option("--best-effort", is_flag=True, help="Report failures, but exit with 0: for a post-step.")
+@metrics_option
 @output_options
 def command(dry_run: bool, best_effort: bool, output: Output, **settings: Any) -> int:
     """Delete orphaned rules, or leaked bridges too.

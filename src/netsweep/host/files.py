@@ -42,11 +42,8 @@ def open_regular(path: str, flags: int, *, what: str) -> int:
     except (OSError, ValueError) as error:
         raise describe(error, f"cannot open {what} {path!a}") from error
     try:
-        kind = stat.S_IFMT(os.fstat(found).st_mode)
-        if kind != stat.S_IFREG:
-            raise NetsweepError(
-                f"{what} {path!a} is {_KINDS.get(kind, 'no regular file')}: refused, it has to be a regular file"
-            )
+        if not stat.S_ISREG(kind := os.fstat(found).st_mode):
+            raise _refused(what, path, kind)
         # O_NONBLOCK: another process's file lease (fcntl(2), F_SETLEASE) would let the open hang.
         return os.open(f"/proc/self/fd/{found}", flags | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -179,6 +176,38 @@ def replace_regular(path: str, known: bytes, content: bytes, *, what: str) -> No
         raise NetsweepError(f"{failed}: {new!a} exists") from error
     except OSError as error:
         raise describe(error, failed) from error
+
+
+def put_regular(path: str, content: bytes, mode: int, *, what: str) -> None:
+    """Put a new file with ``content`` and ``mode`` at ``path``, in one step: who reads it sees the old or the new one.
+
+    What is written first is a file of a random name in the same directory. Only a regular file is replaced: a rename
+    by root would replace a device too. Raises :class:`NetsweepError`.
+    """
+    failed = f"cannot write {what} {path!a}"
+    new = os.path.join(os.path.dirname(path), f".netsweep-{os.urandom(8).hex()}")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISREG(kind := os.lstat(path).st_mode):
+                raise _refused(what, path, kind)
+        created = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        with open(created, "wb") as file:
+            try:
+                os.fchmod(created, mode)  # whatever the umask
+                file.write(content)
+                file.flush()
+                os.rename(new, path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(new)
+                raise
+    except (OSError, ValueError) as error:
+        raise describe(error, failed) from error
+
+
+def _refused(what: str, path: str, mode: int) -> NetsweepError:
+    kind = _KINDS.get(stat.S_IFMT(mode), "no regular file")
+    return NetsweepError(f"{what} {path!a} is {kind}: refused, it has to be a regular file")
 
 
 def describe(error: OSError | ValueError, failed: str) -> NetsweepError:

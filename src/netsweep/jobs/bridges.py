@@ -37,6 +37,9 @@ _TURN = 0.005
 _FRESH = 1.0
 """Seconds that a look counts for what is not looked at again under the lock: sockets, addresses, other namespaces."""
 
+_LIVE = (Verdict.LIVE, Verdict.LEASED, Verdict.UNDECIDABLE)
+"""Verdicts on bridges of ours that stay: in doubt, one is alive."""
+
 _CHANGED = "it changed while it was looked at"
 _UNSEEN = "a network namespace that cannot be looked into may use it: run as root, outside of containers"
 _GOES_FIRST = "its bridge is leaked, and is deleted first"
@@ -91,6 +94,7 @@ class Bridges:
         """Look at the bridges, and report the leaked ones, with ``keep`` all of them; takes no lock."""
         look, report = self._look_again(), self._report
         report.bridges, report.bridges_scanned = look.findings if keep else look.leaked, len(look.findings)
+        report.bridges_live = sum(finding.verdict in _LIVE for finding in look.findings)
         report.stale_leases = len(look.stale) + sum(len(look.leases_of(finding.bridge)) for finding in look.leaked)
         return look
 

@@ -49,6 +49,7 @@ def _fields(report: Report) -> Iterator[tuple[str, Any]]:
     yield "kept", map(_rule_dict, report.kept)
     yield "bridges", map(_bridge_dict, report.bridges)
     yield "bridges_scanned", report.bridges_scanned
+    yield "bridges_live", report.bridges_live
     yield "bridges_deleted", report.bridges_deleted
     yield "stale_leases", report.stale_leases
     yield "leases_removed", report.leases_removed
@@ -58,7 +59,7 @@ def _fields(report: Report) -> Iterator[tuple[str, Any]]:
     yield "elsewhere", report.elsewhere
     yield "leases", report.leases and asdict(report.leases)
     yield "locks", {"subnet": _lock_dict(report.subnet_lock), "xtables": _lock_dict(report.xtables_lock)}
-    yield "returning", map(_rule_fields, report.returning)
+    yield "returning", map(_undecided_dict, report.returning)
     yield "journal", report.journal
     yield "duration_ms", round(report.duration_ms, 1)
     yield "warnings", report.warnings
@@ -66,15 +67,11 @@ def _fields(report: Report) -> Iterator[tuple[str, Any]]:
 
 
 def _rule_dict(finding: Finding) -> dict[str, Any]:
-    return {
-        **_rule_fields(finding.rule, finding.bridge),
-        "verdict": finding.verdict.value,
-        "reason": finding.reason,
-        "live_traffic": finding.live_traffic,
-    }
+    decided = {"verdict": finding.verdict.value, "reason": finding.reason, "live_traffic": finding.live_traffic}
+    return {**_undecided_dict(finding.rule), "bridge": finding.bridge, **decided}
 
 
-def _rule_fields(rule: Rule, bridge: str | None = None) -> dict[str, Any]:
+def _undecided_dict(rule: Rule) -> dict[str, Any]:
     spec = rule.spec
     return {
         "backend": rule.chain.table.backend,
@@ -83,13 +80,16 @@ def _rule_fields(rule: Rule, bridge: str | None = None) -> dict[str, Any]:
         "chain": rule.chain.name,
         "position": rule.position,
         "handle": rule.handle,
-        "bridge": bridge,
+        "bridge": None,
         "in": spec.in_interface and str(spec.in_interface),
         "out": spec.out_interface and str(spec.out_interface),
         "source": spec.source,
         "destination": spec.destination,
         "target": spec.target,
         "comment": spec.comment,
+        "verdict": None,
+        "reason": None,
+        "live_traffic": None,
     }
 
 

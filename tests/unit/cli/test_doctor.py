@@ -19,6 +19,7 @@ from netsweep.errors import NetsweepError, NoBackendError, NotPermittedError
 from netsweep.jobs.look import BackendSurvey
 from netsweep.model import Chain, Family, Table
 from netsweep.report import Report
+from tests import schema
 from tests.unit.output.reports import finding
 
 IPV4_FILTER = Table("legacy", Family.IPV4, "filter")
@@ -79,7 +80,7 @@ def doctor(
     failed = status != 0 if failed is None else failed
     assert run(["doctor", "--format", "json", *options]) == status
     said = capsys.readouterr()
-    found: dict[str, Any] = json.loads(said.out)
+    found = schema.read(said.out)
     assert found["status"] == status
     assert [f"netsweep: {error}" for error in found["errors"]] == said.err.splitlines()
     assert failed == (found["errors"] != [])

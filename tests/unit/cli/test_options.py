@@ -40,12 +40,13 @@ WHOSE = {name: value for name, value in WHERE.items() if name not in CHAINS}
 RESULT = {"format": "text", "quiet": None, "color": "auto"}
 OUTPUT = {**RESULT, "verbose": None}
 OPTIONS: dict[str, dict[str, str | None]] = {
-    "list": {**WHERE, **BRIDGES, **OUTPUT, "all": None, "exit-code": None},
+    "list": {**WHERE, **BRIDGES, **OUTPUT, "metrics-file": None, "all": None, "exit-code": None},
     "sweep": {
         **WHERE,
         **BRIDGES,
         **OUTPUT,
         **SWEEP,
+        "metrics-file": None,
     },
     "teardown": {**WHOSE, **OUTPUT, "subnet": None, "force": None},
     "restore": {**RESULT, "wait": "5", "dry-run": None, "force": None},
@@ -58,6 +59,7 @@ OPTIONS: dict[str, dict[str, str | None]] = {
         "report": None,
         "format": "text",
     },
+    "schema": {},
     "demo": {},
 }
 """The options of each command and their defaults."""

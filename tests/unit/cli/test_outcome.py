@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from netsweep.cli import run
 from netsweep.errors import BusyError, NetsweepError, NoBackendError, NotPermittedError, UsageError
+from tests import schema
 from tests.unit.cli.jobs import Jobs, jobs, raises
 from tests.unit.output.reports import finding, listed, swept
 
@@ -45,7 +45,7 @@ def test_best_effort_tells_every_failure_and_exits_with_0(
         assert said.err.count("\n") == 1
         assert "stdout" not in said.err
         if form == "json":
-            assert json.loads(said.out)["errors"] == [said.err.removeprefix("netsweep: ").rstrip("\n")]
+            assert schema.read(said.out)["errors"] == [said.err.removeprefix("netsweep: ").rstrip("\n")]
     assert ("::error " in strict.out, "::warning " in lenient.out) == (form == "github",) * 2
 
 
@@ -105,7 +105,7 @@ def test_what_was_deleted_before_a_failure_is_reported(
     said = capsys.readouterr()
     assert said.err == "netsweep: no space\n"
     if form == "json":
-        assert json.loads(said.out)["deleted"] == 1
+        assert schema.read(said.out)["deleted"] == 1
     else:
         assert "deleted 1 rule, 1 left: run it again" in said.out
 
@@ -148,7 +148,7 @@ def test_warnings_are_told_in_every_form(jobs: Jobs, capsys: pytest.CaptureFixtu
     said = capsys.readouterr()
     assert said.err == "netsweep: warning: there is no chain filter/X\n"
     if form == "json":
-        assert json.loads(said.out)["warnings"] == report.warnings
+        assert schema.read(said.out)["warnings"] == report.warnings
     elif form == "github":
         assert "\n::warning title=netsweep::there is no chain filter/X\n" in said.out
 

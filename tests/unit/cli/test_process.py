@@ -131,9 +131,9 @@ def test_a_completion_script_is_written() -> None:
 
 
 def broken(tmp_path: Path, module: str, content: str) -> str:
-    """A path on which ``module`` cannot be imported."""
+    """A PYTHONPATH on which ``module`` cannot be imported."""
     (tmp_path / f"{module}.py").write_text(content)
-    return str(tmp_path)
+    return os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def broken(tmp_path: Path, module: str, content: str) -> str:
         (
             "raise ModuleNotFoundError(\"No module named 'click'\")",
             69,
-            "No module named 'click': install netsweep again",
+            "No module named 'click': install netsweep-firewall again",
         ),
         ("raise MemoryError", 1, "out of memory"),
         ("raise OSError(24, 'Too many open files')", 1, "too many open files: raise the limit (ulimit -n)"),

@@ -19,6 +19,7 @@ from netsweep.host.files import (
     describe,
     open_or_create_regular,
     open_regular,
+    put_regular,
     read_regular,
     replace_regular,
 )
@@ -342,3 +343,44 @@ def test_a_failure_on_the_way_leaves_the_old_file_and_nothing_else(
         replace(old)
     assert old.read_bytes() == b"old"
     assert list(old.parent.iterdir()) == [old]
+
+
+def test_a_file_is_put_in_its_place_with_its_mode_whatever_the_umask(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    before = os.umask(0o777)
+    try:
+        for content, mode in ((b"old", 0o600), (b"new", 0o644)):
+            put_regular(str(path), content, mode, what="file")
+            assert (path.read_bytes(), path.stat().st_mode & 0o7777) == (content, mode)
+    finally:
+        os.umask(before)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_of_the_working_directory_is_put_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    put_regular("file", b"new", 0o644, what="file")
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("call", ["rename", "fchmod"])
+def test_what_cannot_be_put_in_its_place_leaves_the_old_file_and_nothing_else(
+    old: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(NetsweepError, match=r"cannot write file '.*/file': No space left on device"):
+        put_regular(str(old), b"new", 0o644, what="file")
+    assert old.read_bytes() == b"old"
+    assert list(old.parent.iterdir()) == [old]
+
+
+@pytest.mark.parametrize("name", ["missing/file", "file/under", "\0", "x" * 300])
+def test_a_path_where_no_file_can_be_is_told_by_its_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NetsweepError, match=r"^cannot write file '.*': .") as raised:
+        put_regular(f"{tmp_path}/{name}", b"new", 0o644, what="file")
+    assert ".netsweep-" not in str(raised.value)
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
