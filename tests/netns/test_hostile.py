@@ -173,7 +173,8 @@ def test_the_systems_own_files_are_refused(ns: Namespace, path: str) -> None:
     ns.restore("nft", leaks(["hmdead"]))
     before = os.stat(path).st_mode
     with unchanged(ns):
-        for option in ("--lock-file", "--lease-file", "--journal"):
+        # A journal may go to a directory.
+        for option in ("--lock-file", "--lease-file", *(["--journal"] if path != "/" else [])):
             bounded(ns, "sweep", option, path)
     assert os.stat(path).st_mode == before
 
