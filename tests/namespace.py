@@ -26,6 +26,7 @@ import pytest
 import netsweep
 from netsweep.firewall import Backend, Scan
 from netsweep.model import Chain
+from tests import schema
 
 T = TypeVar("T")
 
@@ -81,7 +82,10 @@ class Namespace:
         input: str | None = None,
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program here and wait for it; ``environment`` is added to that of the namespace."""
+        """Run a program here and wait for it; ``environment`` is added to that of the namespace.
+
+        A report of netsweep has to be as its schema says.
+        """
         done = subprocess.run(
             self.command(*arguments),
             check=False,
@@ -94,6 +98,8 @@ class Namespace:
         )
         if check and done.returncode:
             raise AssertionError(f"{arguments} exited {done.returncode}: {done.stderr}")
+        if done.stdout.startswith('{"schema": '):
+            schema.read(done.stdout)
         return done
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:

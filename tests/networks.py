@@ -30,6 +30,7 @@ from pyroute2.netlink import NETLINK_ROUTE, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL,
 from pyroute2.netlink.rtnl import RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK
 
 from netsweep.host.netlink import attribute, error_code, open_socket, receive, request
+from tests import schema
 from tests.namespace import FAMILIES, NETSWEEP, Namespace, flocked, leak
 from tests.soak import EVENTS, TAG, WRITERS, Host
 
@@ -317,7 +318,7 @@ class Job:
                 self.say("failed", f"netsweep teardown exited {process.returncode}: {stderr.strip()}")
             else:
                 self.say("teardowns", 1)
-                if lock := json.loads(stdout)["locks"]["subnet"]:
+                if lock := schema.read(stdout)["locks"]["subnet"]:
                     self.say("teardown held", lock["longest_ms"])
             break
         self._expect(not exists(self._index), f"{network.bridge} is there after its teardown")

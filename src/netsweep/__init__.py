@@ -150,7 +150,8 @@ def sweep(
 
     ``bridges``: delete leaked bridges and their leases before. ``min_age``: how old a bridge without a lease has to be,
     in seconds or as ``1h30m``.
-    ``journal``: a new file to write what goes to, before it goes; :func:`restore` puts it back.
+    ``journal``: a new file to write what goes to, before it goes, or a directory for it; :func:`restore` puts back
+    what is in :attr:`Report.journal`.
     Raises :class:`NetsweepError`, whose ``report`` says what had been deleted before.
     """
     from netsweep.jobs import sweep as job
@@ -216,12 +217,15 @@ def teardown(
     return job.teardown(options, [name] if isinstance(name, str) else list(name), subnet, force=force)
 
 
-def restore(journal: str | os.PathLike[str], *, wait: float | None = None, force: bool = False) -> Report:
+def restore(
+    journal: str | os.PathLike[str], *, wait: float | None = None, force: bool = False, dry_run: bool = False
+) -> Report:
     """Put back the rules that a sweep wrote to the file ``journal`` and deleted.
 
-    ``force``: also where the journal is of another network namespace. Raises :class:`NetsweepError`
-    where the rules no longer fit; then no table is changed.
+    ``force``: also where the journal is of another network namespace. ``dry_run``: only check, and report the rules
+    that would be put back in :attr:`Report.returning`. Raises :class:`NetsweepError` where the rules no longer fit;
+    then no table is changed.
     """
     from netsweep.jobs import restore as job
 
-    return job.restore(journal, wait, force=force)
+    return job.restore(journal, wait, force=force, dry_run=dry_run)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from netsweep.model import BackendName, BridgeFinding, Family, Finding, Verdict
+from netsweep.model import BackendName, BridgeFinding, Family, Finding, Rule, Verdict
 
 Command = Literal["list", "sweep", "teardown", "restore", "doctor"]
 """What a report may be of."""
@@ -83,6 +83,7 @@ class Report:
         negated: Those of ``kept`` that a list always shows: they match everything but a bridge that is gone.
         bridges: The leaked bridges, where they were asked for; with ``kept`` the others that got a verdict too.
         bridges_scanned: How many bridges got a verdict; ``None`` where they were not asked for.
+        bridges_live: How many of ours are not leaked; in doubt a bridge is alive. ``None`` as ``bridges_scanned``.
         stale_leases: How many leases are of leaked bridges, or of dead processes whose bridge does not exist.
         leases_removed: How many leases were removed.
         backends: What was read, found and done, for each family of each backend.
@@ -92,6 +93,8 @@ class Report:
         leases: The lease file; ``None`` where the profile has none.
         subnet_lock: How long the subnet lock was waited for and held; ``None`` where it was never taken.
         xtables_lock: The same for the xtables lock.
+        returning: The rules that a dry run of a restore would put back, with the positions that they would have.
+        journal: The absolute path of the file that says what was deleted; ``None`` where none was asked for.
         duration_ms: Milliseconds that the run took, without the start of the process.
         warnings: What a reader has to know, one line each.
         errors: Why the run failed, one line each; empty where it did not.
@@ -104,6 +107,7 @@ class Report:
     negated: list[Finding] = field(default_factory=list)
     bridges: list[BridgeFinding] = field(default_factory=list)
     bridges_scanned: int | None = None
+    bridges_live: int | None = None
     stale_leases: int = 0
     leases_removed: int = 0
     backends: list[BackendReport] = field(default_factory=list)
@@ -113,6 +117,8 @@ class Report:
     leases: LeaseFile | None = None
     subnet_lock: LockTimes | None = None
     xtables_lock: LockTimes | None = None
+    returning: list[Rule] = field(default_factory=list)
+    journal: str | None = None
     duration_ms: float = 0.0
     warnings: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)

@@ -438,7 +438,7 @@ def test_what_the_confirmation_raises_ends_the_commit_with_nothing_changed(firew
     firewall.make(*map(spec, ["hm-a", "other"]))
 
     def refuse() -> None:
-        raise ContentionError("a bridge was made meanwhile")
+        raise ContentionError("a bridge was created meanwhile")
 
     with (
         closing(firewall.open()) as backend,
@@ -446,7 +446,7 @@ def test_what_the_confirmation_raises_ends_the_commit_with_nothing_changed(firew
         firewall.transaction(backend, read(backend, firewall.chain).rules) as transaction,
     ):
         transaction.delete(chosen(transaction.rules, "hm-a"))
-        with pytest.raises(ContentionError, match="a bridge was made meanwhile"):
+        with pytest.raises(ContentionError, match="a bridge was created meanwhile"):
             transaction.commit(refuse)
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests import schema
 from tests.namespace import (
     FLAVOURS,
     NETSWEEP,
@@ -717,8 +718,7 @@ def outcome(process: subprocess.Popen[str], status: int = 0) -> dict[str, Any]:
     """The report of a sweep that was waited for."""
     stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stderr) == (status, "")
-    report: dict[str, Any] = json.loads(stdout)
-    return report
+    return schema.read(stdout)
 
 
 class Race(NamedTuple):
@@ -823,7 +823,7 @@ def test_a_lease_file_that_is_damaged_meanwhile_keeps_every_bridge(ns: Namespace
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "cannot understand lease file" in stderr
-    assert json.loads(stdout)["changed"] is False
+    assert schema.read(stdout)["changed"] is False
     assert links(ns) == before
 
 
@@ -927,7 +927,7 @@ def test_a_look_changes_nothing(ns: Namespace, command: list[str]) -> None:
     # The rules that would go with a bridge are orphans already.
     assert {rule["bridge"] for rule in report["orphans"]} == {"hm1", "hm9"}
     assert {rule["reason"] for rule in report["orphans"] if rule["bridge"] == "hm1"} == {
-        "its bridge is leaked, and goes first"
+        "its bridge is leaked, and is deleted first"
     }
     assert (report["changed"], report["bridges_deleted"], report["stale_leases"]) == (False, 0, 2)
 
@@ -1128,7 +1128,7 @@ def test_the_text_and_github_formats_name_the_numbers(ns: Namespace) -> None:
     assert f"Deleted {numbers} in " in summary.read_text()
     assert done.stderr == ""
     again = ns.run(*command, environment=github)
-    assert "::notice title=netsweep::Nothing to sweep: no leaked bridges, 0 looked at" in again.stdout
+    assert again.stdout.startswith("Nothing to sweep: no leaked bridges, 0 looked at")
 
 
 def test_best_effort_tells_of_a_failure_and_succeeds(ns: Namespace) -> None:

@@ -5,13 +5,18 @@ Help, options and their variables are in tests/unit/cli.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import pty
+import re
 import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from typing import Any
 
 import pytest
@@ -50,12 +55,11 @@ def doctor(ns: Namespace, *options: str, status: int = 0) -> dict[str, Any]:
 
 
 def lines_of(ns: Namespace, *options: str) -> dict[str, str]:
-    """What doctor says as text, by the first words of its lines; the last is the verdict."""
-    done = ns.netsweep("doctor", *options)
-    *lines, empty, verdict = done.stdout.splitlines()
-    assert empty == ""
-    pairs = [line.split(":", 1) for line in lines]
-    return {**{name: text.strip() for name, text in pairs}, "verdict": verdict}
+    """What doctor says as text, by the first words of its lines, those of settings apart, and the verdict."""
+    shown, verdict = ns.netsweep("doctor", *options).stdout.split("\n\n")
+    joined = re.sub(r"\n {15}(?![a-z-]+: )", " ", re.sub(r"\n {17}", " ", shown))
+    pairs = [line.removeprefix("settings:").strip().split(":", 1) for line in joined.splitlines()]
+    return {**{name: text.strip() for name, text in pairs}, "verdict": " ".join(verdict.split())}
 
 
 def test_doctor_finds_an_empty_host_fit_for_a_sweep(ns: Namespace) -> None:
@@ -64,7 +68,7 @@ def test_doctor_finds_an_empty_host_fit_for_a_sweep(ns: Namespace) -> None:
     empty = {"family": "ipv4", "tables": [], "other_tables": [], "scanned": 0, "owned": 0}
     assert found["backends"] == [{"name": name, **empty} for name in FLAVOURS]
     assert (found["orphans"], found["waits_for"], found["warnings"]) == (0, [], [])
-    nobody = {"exists": False, "held_by": None, "holder": None, "waiting": 0}
+    nobody = {"exists": False, "held": None, "held_by": None, "holder": None, "waiting": 0, "error": None}
     assert found["locks"] == {
         "subnet": {"path": str(ns.lock_file), **nobody},
         "xtables": {"path": str(ns.xtables_lock), **nobody},
@@ -105,7 +109,8 @@ def test_doctor_counts_what_each_firewall_holds(ns: Namespace) -> None:
 def test_doctor_shows_the_settings_that_are_in_effect(ns: Namespace) -> None:
     ns.environment.update(NETSWEEP_PREFIX="vm br-", NETSWEEP_WAIT="1.5")
     options = ("--chain", "filter/INPUT", "--protect", "kube", "--lock-file", "/nowhere", "--lock-timeout", "0")
-    assert doctor(ns, *options)["settings"] == {
+    found = doctor(ns, *options)
+    assert found["settings"] == {
         "profile": "hypeman",
         "names": [],
         "prefixes": ["vm", "br-"],
@@ -119,13 +124,30 @@ def test_doctor_shows_the_settings_that_are_in_effect(ns: Namespace) -> None:
         "lease_file": str(ns.lease_file),
         "lock_timeout": 0,
         "wait": 1.5,
+        "max_deletes": None,
         "bridges": False,
         "min_age": 3600,
+        "journal": None,
+        "xtables_lock_file": str(ns.xtables_lock),
+        "subnets": "10.200.0.0-10.249.255.255",
+        "dry_run": False,
+        "best_effort": False,
     }
-    assert lines_of(ns, *options)["settings"] == (
-        "profile hypeman; names none; prefixes vm, br-; protected kube; chains filter/INPUT; family all; "
-        "include negated no; settle 0 s; backend auto; lock timeout 0 s; wait 1.5 s; bridges no; min age 3600 s"
-    )
+    shown = {
+        "prefix": ("vm, br-", "NETSWEEP_PREFIX"),
+        "protect": ("kube", "--protect"),
+        "chain": ("filter/INPUT", "--chain"),
+        "family": ("all", "default"),
+        "settle": ("0 s", "profile hypeman"),
+        "lock-file": ("/nowhere", "--lock-file"),
+        "lease-file": (str(ns.lease_file), "profile hypeman and TMPDIR"),
+        "lock-timeout": ("0 s", "--lock-timeout"),
+        "wait": ("1.5 s", "NETSWEEP_WAIT"),
+        "xtables-lock-file": (str(ns.xtables_lock), "XTABLES_LOCKFILE"),
+    }
+    lines = lines_of(ns, *options)
+    assert {name: lines[name] for name in shown} == {name: f"{value} ({of})" for name, (value, of) in shown.items()}
+    assert found["sources"].keys() == found["settings"].keys()
 
 
 def test_doctor_tells_which_firewall_iptables_writes_to(ns: Namespace, flavour: str) -> None:
@@ -142,18 +164,19 @@ def test_doctor_tells_which_firewall_iptables_writes_to(ns: Namespace, flavour: 
 
 def test_doctor_tells_who_holds_the_locks_and_waits_for_none(ns: Namespace) -> None:
     ns.restore("legacy", leaks(["hmdead"]))
-    for name, path in (("subnet", ns.lock_file), ("xtables", ns.xtables_lock)):
+    for name, path, seconds in (("subnet", ns.lock_file, 30), ("xtables", ns.xtables_lock, 5)):
         with holder(ns, path, "flock", str(path), "cat") as process:
             found = doctor(ns)
             lock = found["locks"][name]
             # cat has inherited the lock; flock, which took it, comes first.
-            assert (lock["held_by"], lock["holder"], lock["waiting"]) == (process.pid, "flock", 0)
+            command = f"process {process.pid} ({lock['holder']})"
+            assert (lock["held_by"], lock["holder"].split()[0], lock["waiting"]) == (process.pid, "flock", 0)
             assert found["waits_for"] == [name]
             text = lines_of(ns)
-            assert text[f"{name} lock"] == f"{path}: held by process {process.pid} (flock)"
+            assert text[f"{name} lock"] == f"{path}: held by {command}"
             assert text["verdict"] == (
-                f"A sweep could run here, once process {process.pid} (flock) releases the {name} lock. "
-                "It would delete 3 rules."
+                f"A sweep could run here, once {command} releases the {name} lock. "
+                f"It would delete 3 rules. It would wait for the {name} lock for {seconds} s, and then fail."
             )
         assert doctor(ns)["locks"][name]["held_by"] is None
         assert lines_of(ns)[f"{name} lock"] == f"{path}: free, as far as /proc shows"
@@ -255,7 +278,7 @@ def test_doctor_foresees_that_a_library_is_missing(ns: Namespace, library: str) 
     assert "legacy:        x_tables: could not be read\n" in examined.stdout
     assert "nft:           nf_tables: ipv4 tables filter, nat; " in examined.stdout
     verdict = f"A sweep would fail here with exit status 69: {line.removeprefix('netsweep: ')}"
-    assert examined.stdout.splitlines()[-1] == verdict
+    assert " ".join(examined.stdout.split("\n\n")[1].split()) == verdict
     assert (left_out["status"], left_out["orphans"]) == (0, 3)
 
 
@@ -273,6 +296,49 @@ def test_doctor_tells_all_that_it_can_without_the_capability(ns: Namespace) -> N
     assert "nf_tables: could not be read" in done.stdout
     assert "A sweep would fail here with exit status 77: CAP_NET_ADMIN is missing" in done.stdout
     assert str(ns.lease_file) in done.stdout
+
+
+def test_doctor_prints_a_block_for_a_bug_report(ns: Namespace, flavour: str) -> None:
+    ns.restore(flavour, leaks(["hmdead"]))
+    write_leases(ns, {"hm1": os.getpid()})
+    (ns.directory / "build.example").mkdir()
+    command = ("unshare", "--uts", "sh", "-c", 'hostname build.example && exec "$@"', "sh", *NETSWEEP, "doctor")
+    lock = str(ns.directory / "build.example" / "lock")
+    with flocked(ns.lock_file):
+        options = ("--lock-timeout", "0", "--wait", "2")
+        done = ns.run(*command, *options, "--report")
+        lines = lines_of(ns, *options)
+    assert done.stderr == ""
+    assert "Exit status of doctor: 75\n```\n\n</details>\n" in done.stdout
+    assert f"{flavour}:" in done.stdout
+    for line in ("wait: 2 s (--wait)", f"xtables lock:  {ns.xtables_lock}", lines["libraries"].split(",")[0]):
+        assert line in done.stdout
+    renamed = ns.run(*command, "--lock-file", lock, "--report").stdout
+    assert "HOST/lock" in renamed
+    for private in ("build.example", "TestX", "hypeman-fwd-out", "10.200."):
+        assert private not in done.stdout + renamed
+    assert max(len(line) for line in renamed.splitlines() if str(ns.directory) not in line) <= 80
+    assert "--report is text" in complaint(ns.netsweep("doctor", "--report", "--format", "json"), 2)
+    ns.environment["NETSWEEP_FORMAT"] = "json"
+    assert ns.netsweep("doctor", "--report").stdout.startswith("<!-- ")
+
+
+@pytest.mark.parametrize(("columns", "most"), [(60, 60), (90, 90), (300, 100)])
+def test_doctor_fits_the_terminal(ns: Namespace, columns: int, most: int) -> None:
+    main, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    environment = {name: value for name, value in ns.environment.items() if name not in ("COLUMNS", "LINES")}
+    command = ns.command(*NETSWEEP, "doctor", "--lock-file", "/l", "--lease-file", "/l")
+    environment["XTABLES_LOCKFILE"] = "/x"
+    with subprocess.Popen(command, stdout=terminal, env=environment):
+        os.close(terminal)
+        said = b""
+        with contextlib.suppress(OSError):  # the end
+            while read := os.read(main, 1 << 16):
+                said += read
+    os.close(main)
+    longest = max(map(len, said.decode().splitlines()))
+    assert most - 15 < longest <= most
 
 
 def test_doctor_changes_nothing(ns: Namespace, flavour: str) -> None:
@@ -299,12 +365,16 @@ def test_doctor_tells_a_user_what_is_missing(public_ns: Namespace) -> None:
     public_ns.restore("nft", leaks(["hmdead"]))
     done = as_nobody(public_ns, HARMLESS, "doctor")
     complaint(done, 77)
-    assert "CAP_NET_ADMIN no, CAP_NET_RAW no, CAP_DAC_READ_SEARCH no" in done.stdout
+    said = " ".join(done.stdout.split())
+    assert "CAP_NET_ADMIN no, CAP_NET_RAW no, CAP_DAC_READ_SEARCH no" in said
+    assert "not root" in said
 
 
 BOTH_DONE = [
-    "x_tables: 319 rules before, 19 after: the leaked ones are gone, all others are unchanged.",
-    "nf_tables: 319 rules before, 19 after: the leaked ones are gone, all others are unchanged.",
+    "x_tables: 319 rules before, 19 after:",
+    "  the leaked ones are gone, all others are unchanged.",
+    "nf_tables: 319 rules before, 19 after:",
+    "  the leaked ones are gone, all others are unchanged.",
 ]
 
 
@@ -325,7 +395,7 @@ def test_the_demo_shows_the_job_on_both_firewalls_and_leaves_the_host_alone(ns: 
     assert "\nDeleted 600 orphaned rules of 100 bridges" in done.stdout
     for verdict in ("live", "leased", "protected", "wildcard", "negated", "foreign"):
         assert f"-- {verdict}: " in done.stdout
-    assert done.stdout.splitlines()[-2:] == BOTH_DONE
+    assert done.stdout.splitlines()[-4:] == BOTH_DONE
     assert sorted(ns.directory.iterdir()) == files
     assert ns.run("ip", "-o", "link").stdout == links
 
@@ -358,27 +428,44 @@ def test_a_demo_that_is_stopped_stops_as_a_whole_and_cleans_up(ns: Namespace) ->
     assert not list(ns.directory.glob("netsweep-demo-*"))
 
 
-def test_the_github_format_is_a_group_an_annotation_and_a_step_summary(ns: Namespace, flavour: str) -> None:
+def test_a_workflow_gets_a_group_an_annotation_outputs_and_a_step_summary(ns: Namespace, flavour: str) -> None:
     ns.restore(flavour, leaks(["hmdead"]))
-    summary = ns.directory / "summary"
-    ns.environment["GITHUB_STEP_SUMMARY"] = str(summary)
-    found = ns.netsweep("list", "--format", "github")
-    swept = ns.netsweep("sweep", "--format", "github", "-v")
-    clean = ns.netsweep("list", "--format", "github")
-    for done, level, what in (
-        (found, "warning", "Found 3 orphaned rules of 1 bridge"),
-        (swept, "notice", "Deleted 3 orphaned rules of 1 bridge"),
-        (clean, "notice", "Nothing to sweep"),
+    summary, outputs = ns.directory / "summary", ns.directory / "output"
+    ns.environment |= {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(summary), "GITHUB_OUTPUT": str(outputs)}
+    for arguments, level, what, written in (
+        (["list", "--exit-code"], "warning", "Found 3 orphaned rules of 1 bridge", [0, 3, "false", 3]),
+        (["sweep", "-v"], "notice", "Deleted 3 orphaned rules of 1 bridge", [3, 3, "true", 0]),
     ):
-        assert (done.returncode, done.stderr) == (0, "")
+        done = ns.netsweep(*arguments)
+        assert (done.returncode, done.stderr) == (written[-1], "")
         lines = done.stdout.splitlines()
         commands = [line for line in lines if line.startswith("::")]
         assert commands[:2] == ["::group::netsweep: details", "::endgroup::"]
         assert commands[2].startswith(f"::{level} title=netsweep::{what}")
         assert lines[-2:] == commands[1:]
-    assert "hypeman-nat-hmdead" in swept.stdout
-    assert summary.read_text().count("### netsweep\n") == 3
-    assert f"| {flavour} | ipv4 | 3 | 3 | 3 |\n" in summary.read_text()
+        names = ("deleted", "orphans", "changed", "status")
+        assert outputs.read_text() == "".join(f"{name}={value}\n" for name, value in zip(names, written, strict=True))
+        outputs.unlink()
+    assert "hypeman-nat-hmdead" in done.stdout
+    clean = ns.netsweep("sweep")
+    assert re.fullmatch(r"Nothing to sweep: .*\n", clean.stdout)
+    text = summary.read_text()
+    assert text.count("### netsweep\n") == 3
+    row = f"| hmdead | gone | 3 | {flavour} filter/FORWARD: 2, {flavour} nat/POSTROUTING: 1 |\n"
+    assert text.count(row) == 2
+    assert f"| {flavour} | ipv4 | 3 | 3 | 3 |\n" in text
+    assert len(re.findall(r"\| subnet \| \d+\.\d ms \| \d+\.\d ms \| \d+\.\d ms \|", text)) == 1
+    assert text.count("| xtables | ") == (flavour == "legacy")
+    assert text.count("No lock was taken.") == 2
+
+
+def test_wrong_usage_is_an_annotation_with_best_effort_too(ns: Namespace) -> None:
+    ns.environment |= {"GITHUB_ACTIONS": "true", "GITHUB_OUTPUT": str(ns.directory / "output")}
+    for arguments in (["--chain", "filter/TYPO"], ["--prefix", "ham"], ["--nosuch"]):
+        line = complaint(ns.netsweep("sweep", "--best-effort", *arguments), 2)
+    done = ns.netsweep("sweep", "--best-effort", "--nosuch")
+    assert done.stdout == f"::error title=netsweep::{line.removeprefix('netsweep: ')}\n"
+    assert (ns.directory / "output").read_text().count("status=2\n") == 4
 
 
 def test_an_error_is_an_annotation_too(ns: Namespace) -> None:
@@ -400,7 +487,10 @@ def redirected(ns: Namespace, redirection: str, *arguments: str) -> subprocess.C
 EVERY_OUTPUT = [
     ["list"],
     ["list", "--format", "json"],
+    ["list", "--format", "github"],
+    ["sweep"],
     ["doctor"],
+    ["doctor", "--format", "json"],
     ["demo"],
 ]
 
@@ -425,7 +515,7 @@ def test_a_sweep_that_cannot_report_says_what_it_did(ns: Namespace, flavour: str
 
 
 @pytest.mark.parametrize("arguments", EVERY_OUTPUT, ids=" ".join)
-def test_a_reader_that_has_gone_is_no_bug(ns: Namespace, arguments: list[str]) -> None:
+def test_a_reader_that_has_gone_ends_it_in_silence(ns: Namespace, arguments: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:
@@ -439,10 +529,19 @@ def test_a_reader_that_has_gone_is_no_bug(ns: Namespace, arguments: list[str]) -
         )
     finally:
         os.close(writer)
-    assert done.returncode in (1, 128 + signal.SIGPIPE)
-    assert "Traceback" not in done.stderr
-    assert "bug" not in done.stderr
-    assert done.stderr.count("\n") <= 1
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.parametrize(("options", "status"), [([], 128 + signal.SIGPIPE), (["--best-effort"], 0)])
+def test_a_sweep_whose_reader_has_gone_is_done_as_a_whole(ns: Namespace, options: list[str], status: int) -> None:
+    ns.restore("nft", leaks(f"hm{number:x}" for number in range(600)))
+    summary = ns.directory / "summary"
+    ns.environment["GITHUB_STEP_SUMMARY"] = str(summary)
+    script = '{ "$@"; echo "status $?" >&2; } | true'
+    done = ns.run("sh", "-c", script, "sh", *NETSWEEP, "sweep", "-v", "--format", "github", *options)
+    assert done.stderr == f"status {status}\n"
+    assert "hm" not in "".join(ns.save("nft"))
+    assert "Deleted 1,800 orphaned rules" in summary.read_text()
 
 
 def test_the_head_of_a_long_list_is_had_without_noise(ns: Namespace) -> None:
@@ -450,10 +549,7 @@ def test_the_head_of_a_long_list_is_had_without_noise(ns: Namespace) -> None:
     script = '{ "$@"; echo "status $?" >&2; } | head -1'
     done = ns.run("sh", "-c", script, "sh", *NETSWEEP, "list", "-v")
     assert done.stdout.split() == ["BRIDGE", "BACKEND", "TABLE/CHAIN", "RULES"]
-    assert "Traceback" not in done.stderr
-    *complaints, status = done.stderr.splitlines()
-    assert status in ("status 1", "status 141")
-    assert len(complaints) <= 1
+    assert done.stderr == "status 141\n"
 
 
 @pytest.mark.parametrize("arguments", [["list"], ["sweep"], ["doctor"], ["demo"]], ids=" ".join)

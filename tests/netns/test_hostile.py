@@ -173,7 +173,8 @@ def test_the_systems_own_files_are_refused(ns: Namespace, path: str) -> None:
     ns.restore("nft", leaks(["hmdead"]))
     before = os.stat(path).st_mode
     with unchanged(ns):
-        for option in ("--lock-file", "--lease-file", "--journal"):
+        # A journal may go to a directory.
+        for option in ("--lock-file", "--lease-file", *(["--journal"] if path != "/" else [])):
             bounded(ns, "sweep", option, path)
     assert os.stat(path).st_mode == before
 
@@ -297,7 +298,7 @@ def test_a_lease_file_cannot_speak_to_the_runner(ns: Namespace) -> None:
         done = ns.netsweep("sweep", "--format", "github")
     # The runner reads both streams.
     assert "##[" not in complaint(done, 1)
-    assert workflow_commands(done.stdout) == ["group", "endgroup", "error"]
+    assert workflow_commands(done.stdout) == ["error"]
     assert not re.search(r"[<`]|\]\(", summary.read_text())
 
 

@@ -149,9 +149,9 @@ def test_answers_that_do_not_fit_are_asked_for_again(ns: Namespace) -> None:
 
 def test_an_answer_that_is_lost_twice_is_contention(ns: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Interfaces, "_exchange", lambda *_: iter(()))
-    with pytest.raises(ContentionError, match="asking for interfaces by name: an answer got lost"):
+    with pytest.raises(ContentionError, match="asking for interfaces by name: an answer was lost"):
         find(ns, ["hm1"])
-    with pytest.raises(ContentionError, match="asking for interfaces by index: an answer got lost"):
+    with pytest.raises(ContentionError, match="asking for interfaces by index: an answer was lost"):
         find(ns, [], [1])
 
 

@@ -5,20 +5,29 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import stat
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+import netsweep
 from tests.extensions import COMMENT, EXTENSIONS, IPV6, NAT, accepted
 from tests.namespace import (
     FAMILIES,
     FLAVOURS,
+    NETSWEEP,
+    NOBODY,
     PLACES,
     Namespace,
     complaint,
+    flocked,
+    in_process,
     leaks,
     new_namespace,
+    of_bridge,
     program,
     restore_input,
     unchanged,
@@ -345,7 +354,7 @@ def test_a_rule_that_cannot_be_put_back_stops_a_sweep_before_anything_is_deleted
     ns.run("nft", f"add table {table}; add chain {table} {rule.split()[0]}; add rule {table} {rule}")
     with unchanged(ns):
         line = complaint(ns.netsweep("sweep", "--journal", str(ns.directory / "journal")), 1)
-    assert "goes with the rule: it could not be put back, so it was not deleted" in line
+    assert "is deleted with the rule: it could not be put back, so it was not deleted" in line
     assert "without --journal" in line
     assert ns.netsweep("sweep").returncode == 0
     assert "hmdead" not in ns.ruleset()
@@ -355,7 +364,9 @@ def test_a_rule_that_cannot_be_put_back_is_found_behind_many_others(ns: Namespac
     ns.restore("nft", leaks(f"hm{number:x}" for number in range(700)))
     ns.run("nft", 'add rule ip filter FORWARD iifname "hmdead" ip saddr { 192.0.2.1, 192.0.2.2 } drop')
     with unchanged(ns):
-        assert "goes with the rule" in complaint(ns.netsweep("sweep", "--journal", str(ns.directory / "journal")), 1)
+        assert "is deleted with the rule" in complaint(
+            ns.netsweep("sweep", "--journal", str(ns.directory / "journal")), 1
+        )
 
 
 def full_disk(ns: Namespace, room: int) -> tuple[str, ...]:
@@ -587,3 +598,171 @@ main()
     done = ns.run(sys.executable, "-c", code, check=False)
     assert done.returncode == 0, done.stderr
     assert rules_of(ns, "nft") == before
+
+
+def contents(ns: Namespace) -> list[str]:
+    """The rules of all firewalls, less counters and handles."""
+    return [
+        *rules_of(ns, "legacy"),
+        *rules_of(ns, "legacy", "ipv6"),
+        *rules_of(ns, "nft"),
+        *rules_of(ns, "nft", "ipv6"),
+    ]
+
+
+def test_a_sweep_ends_with_the_command_that_undoes_it(ns: Namespace, flavour: str) -> None:
+    ns.restore(flavour, leaks(["hmdead"]))
+    before = contents(ns)
+    journal = ns.directory / "it's swept"
+    done = ns.netsweep("sweep", "--journal", os.path.relpath(journal))
+    *_, summary, undo = done.stdout.splitlines()
+    assert summary.startswith("Deleted 3 orphaned rules")
+    command = undo.removeprefix("Undo: netsweep ")
+    assert command != undo
+    # Whatever the current directory is.
+    ns.run("sh", "-ec", f'cd /; "$@" {command}', "sh", *NETSWEEP)
+    assert contents(ns) == before
+    ns.restore(flavour, leaks(["hmbee"]))
+    report = json.loads(ns.netsweep("sweep", "--journal", str(ns.directory / "second"), "--format", "json").stdout)
+    assert report["journal"] == str(ns.directory / "second")
+
+
+@pytest.mark.parametrize("name", ["ge\u00f6ffnet", "a\nb", "back\\slash", "##[group]x"])
+def test_the_command_that_undoes_a_sweep_is_plain_text_and_right_whatever_the_path_is(ns: Namespace, name: str) -> None:
+    ns.restore("nft", leaks(["hmdead"]))
+    done = ns.netsweep("sweep", "--journal", str(ns.directory / name))
+    undo = done.stdout.splitlines()[-1]
+    assert undo.isascii()
+    assert undo.isprintable()
+    assert "##[" not in undo
+    arguments = ns.run("bash", "-c", f"printf '%s\\0' {undo}").stdout.split("\0")
+    assert arguments[:-1] == ["Undo:", "netsweep", "restore", str(ns.directory / name)]
+
+
+def test_nothing_is_to_be_undone_where_nothing_was_deleted(ns: Namespace) -> None:
+    journal = ns.directory / "journal"
+    ns.restore("nft", leaks(["hmdead"]))
+    for options in (["--dry-run"], ["--max-deletes", "1"]):
+        done = ns.netsweep("sweep", "--journal", str(journal), *options)
+        assert "Undo" not in done.stdout
+    assert "Undo" not in ns.netsweep("sweep").stdout
+    assert "Undo" not in ns.netsweep("sweep", "--journal", str(journal)).stdout
+    assert not journal.exists()
+
+
+def test_in_a_directory_each_sweep_gets_a_journal_of_its_own(ns: Namespace) -> None:
+    directory = ns.directory / "journals"
+    directory.mkdir()
+    assert "Undo" not in ns.netsweep("sweep", "--journal", str(directory)).stdout
+    assert list(directory.iterdir()) == []
+    ns.restore("nft", leaks(["hm7"]))
+    assert f"Undo: netsweep restore {directory}/netsweep-" in ns.netsweep("sweep", "--journal", f"{directory}/").stdout
+    found = []
+    for name in ("hmf1", "hmf2", "hmf3"):
+        ns.restore("nft", leaks([name]))
+        undo = ns.netsweep("sweep", "--journal", str(directory)).stdout.splitlines()[-1]
+        found.append(Path(undo.split()[-1]))
+    names = [each.name for each in found]
+    assert all(re.fullmatch(r"netsweep-\d{8}T\d{6}Z-\d+\.journal", each) for each in names)
+    assert [stat.S_IMODE(each.stat().st_mode) for each in found] == [0o600] * 3
+    assert len(list(directory.iterdir())) == 4
+    line = complaint(ns.netsweep("restore", str(directory)), 1)
+    assert line.startswith(
+        f"netsweep: {str(directory)!a} is a directory; its newest journal is {str(found[2])!a}, "
+        f"before that {str(found[1])!a}, {str(found[0])!a} and 1 more"
+    )
+    assert restored(ns, found[1]) == 3
+    assert of_bridge(ns, "nft", "hmf2") == 3
+    assert "is a directory without journals" in complaint(ns.netsweep("restore", str(ns.directory)), 1)
+
+
+def test_two_sweeps_of_one_process_in_one_second_have_two_journals(
+    ns: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_process(ns, monkeypatch)
+    monkeypatch.setattr(time, "strftime", lambda *_: "20261127T013000Z")
+    found = []
+    for bridge in ("hm1", "hm2", "hm3"):
+        ns.restore("nft", leaks([bridge]))
+        found.append(ns.inside(lambda: netsweep.sweep(journal=ns.directory)).journal)
+    stem = f"{ns.directory}/netsweep-20261127T013000Z-{os.getpid()}"
+    assert found == [f"{stem}.journal", f"{stem}-2.journal", f"{stem}-3.journal"]
+
+
+def test_a_directory_where_a_journal_is_at_anybodys_mercy_is_refused(ns: Namespace) -> None:
+    ns.restore("nft", leaks(["hmdead"]))
+    directory, link = ns.directory / "open", ns.directory / "link"
+    directory.mkdir()
+    link.symlink_to(directory)
+    directory.chmod(0o777)
+    with unchanged(ns):
+        for command in ("sweep", "doctor"):
+            assert "every user can remove" in complaint(ns.netsweep(command, "--journal", str(directory)), 1)
+        assert ns.netsweep("doctor", "--journal", str(ns.directory)).returncode == 0
+        missing = complaint(ns.netsweep("sweep", "--journal", f"{ns.directory}/none/"), 1)
+        assert "cannot create journal" in missing
+        os.chown(link, NOBODY, NOBODY, follow_symlinks=False)
+        directory.chmod(0o1777)
+        for path in (str(link), f"{link}/"):
+            assert "another user's link" in complaint(ns.netsweep("sweep", "--journal", path), 1)
+    assert list(directory.iterdir()) == []
+    os.chown(link, 0, 0, follow_symlinks=False)
+    assert "Undo: netsweep restore" in ns.netsweep("sweep", "--journal", str(link)).stdout
+    assert len(list(directory.iterdir())) == 1
+
+
+def test_a_sweep_that_is_stopped_names_its_journal(ns: Namespace) -> None:
+    names = [f"hm{number:x}" for number in range(40)]
+    ns.add_bridges(*names)
+    ns.run("ip", "-batch", "-", input="".join(f"address add 10.200.{at}.1/24 dev hm{at:x}\n" for at in range(40)))
+    journal = ns.directory / "journal"
+    sweep = ns.start(*NETSWEEP, "sweep", "--bridges", "--min-age", "0s", "--journal", str(journal))
+    deadline = time.monotonic() + 30
+    while not (journal.exists() and b'"bridge"' in journal.read_bytes()):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    sweep.send_signal(signal.SIGTERM)
+    _, said = sweep.communicate(timeout=30)
+    assert sweep.returncode == 128 + signal.SIGTERM
+    assert said.splitlines()[-1].endswith(f"; what was deleted is in the journal {str(journal)!a}")
+
+
+def test_a_dry_run_of_a_restore_shows_the_rules_in_their_places_and_changes_nothing(
+    ns: Namespace, place: tuple[str, str]
+) -> None:
+    flavour, family = place
+    names = ["a", "one-hmdead", "two-hmdead", "b", "three-hmdead"]
+    ns.restore(flavour, restore_input({"filter": named(*names)}), family)
+    journal = swept(ns)
+    options = ("restore", "--dry-run", str(journal))
+    files = sorted(ns.directory.iterdir())
+    with unchanged(ns), flocked(ns.lock_file), flocked(ns.xtables_lock), flocked(journal):
+        done = ns.netsweep(*options, "--wait", "0")
+        report = json.loads(ns.netsweep(*options, "--wait", "0", "--format", "json").stdout)
+    assert sorted(ns.directory.iterdir()) == sorted({*files, ns.lock_file, ns.xtables_lock})
+    assert (done.returncode, done.stderr) == (0, "")
+    label = flavour if family == "ipv4" else f"{flavour} {family}"
+    assert done.stdout.splitlines() == [
+        *(
+            f'{label} filter/FORWARD {position}: -p tcp -j ACCEPT "hypeman-{name}-hmdead"'
+            for position, name in ((2, "one"), (3, "two"), (5, "three"))
+        ),
+        "",
+        f"Would restore 3 rules ({label}: 3); nothing was changed.",
+    ]
+    assert (report["dry_run"], report["changed"], report["errors"]) == (True, False, [])
+    shown = [(each["family"], each["position"], each["comment"]) for each in report["returning"]]
+    assert shown == [(family, at, f"hypeman-{name}-hmdead") for at, name in ((2, "one"), (3, "two"), (5, "three"))]
+    assert restored(ns, journal) == 3
+    assert order_of(ns, flavour, family) == names
+    with unchanged(ns):
+        assert "stands already" in complaint(ns.netsweep(*options), 1)
+
+
+def test_a_dry_run_of_a_restore_refuses_what_a_restore_does(ns: Namespace, flavour: str) -> None:
+    ns.restore(flavour, restore_input({"filter": [":X - [0:0]", *named("x-hmdead", chain="X")]}))
+    journal = swept(ns, "--chain", "filter/X")
+    ns.run(program(flavour, "ipv4"), "-X", "X")
+    line = refused(ns, journal)
+    with unchanged(ns):
+        assert complaint(ns.netsweep("restore", "--dry-run", str(journal)), 1) == line

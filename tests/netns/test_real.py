@@ -211,7 +211,7 @@ def test_a_journal_brings_back_all_that_went_where_it_stood(host: Host, tmp_path
     before = host.load()
     journal = tmp_path / "journal"
     if host.dump.lost:
-        with pytest.raises(netsweep.NetsweepError, match=r"uses the set __set\d+, which goes with"):
+        with pytest.raises(netsweep.NetsweepError, match=r"uses the set __set\d+, which is deleted with"):
             swept(host.ns, **host.own, journal=journal)
         assert snapshot(host.ns) == before
         return

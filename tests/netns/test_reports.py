@@ -328,7 +328,10 @@ def test_a_rule_with_addresses_of_its_own_goes_only_without_a_journal(ns: Namesp
         '  iifname "veth3c" ip saddr { 10.1.1.1, 10.1.1.2 } accept\n }\n}\n',
     )
     options: dict[str, Any] = {"prefix": "veth", "all_chains": True}
-    with unchanged(ns), pytest.raises(netsweep.NetsweepError, match=r"uses the set __set\d+, which goes with the rule"):
+    with (
+        unchanged(ns),
+        pytest.raises(netsweep.NetsweepError, match=r"uses the set __set\d+, which is deleted with the rule"),
+    ):
         swept(ns, **options, journal=ns.directory / "journal")
     assert not (ns.directory / "journal").exists()
     assert swept(ns, **options).deleted == 1
@@ -363,7 +366,7 @@ def test_a_host_with_rules_for_ipv6_only_is_swept(ns: Namespace, flavour: str, t
     assert [(each.name, each.family.value, each.deleted) for each in report.backends] == [(flavour, "ipv6", 3)]
     assert restored(ns, tmp_path / "journal") == 3
     assert snapshot(ns).without_counters == before.without_counters
-    doctor = ns.netsweep("doctor", "--prefix", "hybr").stdout
+    doctor = " ".join(ns.netsweep("doctor", "--prefix", "hybr").stdout.split())
     assert "ipv6 tables filter, nat; 6 rules in the chains looked at, 1 names a bridge of ours" in doctor
     assert "cnitool gc" in doctor
     # A form of Docker's own.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import random
 import re
@@ -27,6 +26,7 @@ from netsweep.jobs.journal import Journal
 from netsweep.jobs.look import Judge
 from netsweep.model import Chain
 from netsweep.report import LockTimes, Report
+from tests import schema
 from tests.extensions import COMMENT, EXTENSIONS, IPV6, NAT, accepted, is_readable, orphan
 from tests.namespace import (
     FLAVOURS,
@@ -950,7 +950,7 @@ def test_a_rule_that_was_put_under_the_handle_of_an_orphan_stays(
             replace(ns)
         stdout, stderr = process.communicate(timeout=30)
         assert (process.returncode, stderr) == (0, "")
-        (gone,) = json.loads(stdout)["orphans"]
+        (gone,) = schema.read(stdout)["orphans"]
         assert gone["bridge"] == "hm3dead"
     assert rules_and_handles(ns) == [
         ('iifname "hmf0" counter packets 0 bytes 0 accept', handles[0]),
@@ -1075,7 +1075,7 @@ def test_a_leased_bridge_that_does_not_exist_yet_keeps_its_rules(ns: Namespace, 
     ]
     expected.load("filter", "FORWARD", [*lines, Line("-i hm1ea5ed -o hmdead -j ACCEPT", goes=True)])
     save = ns.save(flavour)
-    listed = json.loads(ns.netsweep("list", "--all", "--format", "json").stdout)
+    listed = report_of(ns.netsweep("list", "--all", "--format", "json"))
     assert places(listed) == places(swept(ns)) == expected.orphans()
     assert {(rule["verdict"], rule["bridge"]) for rule in listed["kept"]} == {("leased", "hm1ea5ed")}
     assert len(listed["kept"]) == 2
@@ -1093,7 +1093,7 @@ def test_a_lease_that_is_taken_while_the_sweep_waits_for_the_lock_counts(
         write_leases(ns, {"hmdead": os.getpid()})
     stdout, stderr = process.communicate(timeout=30)
     assert (process.returncode, stderr) == (0, "")
-    report = json.loads(stdout)
+    report = schema.read(stdout)
     assert {rule["bridge"] for rule in report["orphans"]} == set(others)
     assert report["changed"] is bool(others)
     assert report["locks"]["subnet"]

@@ -221,7 +221,7 @@ def test_json_tells_what_went(ns: Namespace, flavour: str) -> None:
         (["hm1", "ha12"], "'ha12' is protected"),
         (["hm1", ""], "'' is not a name of ours"),
         (["--force", "hm1", "eth9"], "'eth9' is not a name of ours"),
-        (["hm1", "hm2", "--subnet", "10.200.1.0/24"], "--subnet is that of one network"),
+        (["hm1", "hm2", "--subnet", "10.200.1.0/24"], "--subnet is for one network"),
         (["hm1", "--subnet", "10.200.1"], "--subnet '10.200.1' is not a subnet as 10.200.1.0/24"),
         (["hm1", "--subnet", "hm1"], "--subnet 'hm1' is not a subnet"),
         (["--protect", "hm1", "hm1"], "'hm1' is protected"),
@@ -336,7 +336,7 @@ def test_other_names_of_a_bridge_are_looked_at(ns: Namespace) -> None:
         add_leases(ns, {"hm22": owner.pid})
         line = complaint(teardown(ns, *names), 1)
         owner.kill()
-    assert "hm1 was left alone: it is called ha5 too, which is protected" in line
+    assert "hm1 was left alone: its alternative name ha5 is protected" in line
     assert f"hm2 was left alone: a running process (PID {owner.pid}) holds a lease for hm22" in line
     assert {"hm1", "hm2"} <= set(links(ns))
     assert "hm3" not in links(ns)

@@ -24,7 +24,7 @@ Exit status:
   128+N  stopped by signal N; no table is half-changed, all locks are released"""
 
 
-_COMMANDS = ("list", "sweep", "teardown", "restore", "profiles", "doctor", "demo", "completion")
+_COMMANDS = ("list", "sweep", "teardown", "restore", "profiles", "doctor", "schema", "demo", "completion")
 
 _DASH = "\u2011"
 _SPACE = "\u00a0"
@@ -42,7 +42,7 @@ class _Formatter(click.HelpFormatter):
     def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
         rows = [(first, second.replace("-", _DASH)) for first, second in rows]
         longest = max((len(word) for _, second in rows for word in second.split(" ")), default=0)
-        # The second column is as wide as its longest word. What is longer than the first stands in a line of its own.
+        # The second column is as wide as its longest word. What is wider than the first is in a line of its own.
         super().write_dl(rows, max(1, min(col_max, self.width - 2 * col_spacing - longest)), col_spacing)
 
     def getvalue(self) -> str:
@@ -74,7 +74,7 @@ class _Commands(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=_EXIT_STATUSES,
 )
-@click.version_option(__version__, prog_name="netsweep")
+@click.version_option(__version__, "-V", "--version", prog_name="netsweep")
 def cli() -> None:
     """Find iptables rules that dead test jobs left behind, and delete them.
 

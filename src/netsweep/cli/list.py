@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from netsweep.cli.options import bridge_options, look_options, option, options_of, output_options
+from netsweep.cli.options import bridge_options, look_options, metrics_option, option, options_of, output_options
 from netsweep.cli.outcome import Output, show
 from netsweep.errors import ORPHANS_FOUND
 from netsweep.report import Report
@@ -17,6 +17,7 @@ from netsweep.report import Report
 @bridge_options
 @option("--all", "all_rules", is_flag=True, help="Show the rules and bridges that stay too, each with the reason.")
 @option("--exit-code", is_flag=True, help=f"Exit with {ORPHANS_FOUND} where there are orphans or leaked bridges.")
+@metrics_option
 @output_options
 def command(all_rules: bool, exit_code: bool, output: Output, **settings: Any) -> int:
     """Show orphaned rules, or leaked bridges too; change nothing.
@@ -30,6 +31,7 @@ def command(all_rules: bool, exit_code: bool, output: Output, **settings: Any) -
       sudo netsweep list --all         the rules that stay too, and why
       sudo netsweep list --bridges     leaked bridges too, and their rules
       sudo netsweep list --exit-code   for monitoring: 3 means orphans
+      sudo netsweep list --metrics-file /var/lib/node_exporter/netsweep.prom
       sudo netsweep list --format json | jq '.orphans | length'
       sudo netsweep list --chain filter/FORWARD --chain filter/INPUT
     """
@@ -40,5 +42,4 @@ def command(all_rules: bool, exit_code: bool, output: Output, **settings: Any) -
 
         return find_orphans(options, keep=all_rules)
 
-    status, report = show("list", job, output._replace(verbose=output.verbose or all_rules))
-    return ORPHANS_FOUND if status == 0 and exit_code and (report.orphans or report.leaked) else status
+    return show("list", job, output._replace(verbose=output.verbose or all_rules), exit_code=exit_code)[0]

@@ -7,10 +7,12 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
+from click.core import ParameterSource
 
 from netsweep import profiles
-from netsweep.cli.outcome import Output
-from netsweep.profiles.options import BACKEND, CHOICES, FAMILIES, FAMILY, LOCK_TIMEOUT, WAIT, Options
+from netsweep.cli.outcome import Output, default_form
+from netsweep.errors import UsageError
+from netsweep.profiles.options import BACKEND, CHOICES, FAMILIES, FAMILY, LOCK_TIMEOUT, WAIT, Options, path
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -20,7 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 FORMATS = {
     "text": "text for people",
     "json": "json for programs",
-    "github": "github for a workflow's log and step summary",
+    "github": "github for the log, summary and outputs of a workflow's step, and the default there",
 }
 
 _PROFILE = profiles.load()
@@ -30,9 +32,18 @@ class _Option(click.Option):
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
         # Of several values click drops those that are blank: a list of nothing would protect nothing.
         value = super().resolve_envvar_value(ctx)
-        if value is not None and not value.strip() and not ctx.resilient_parsing:
+        if ctx.resilient_parsing:  # a shell asks what it may offer
+            return value
+        if value is not None and not (value.replace(",", " ") if self.multiple else value).strip():
             raise click.UsageError(f"{self.envvar} is blank: unset it, or give it a value", ctx)
         return value
+
+    def value_from_envvar(self, ctx: click.Context) -> Any:
+        # click splits several values at blanks. A list with commas would be one name, and protect nothing.
+        value = super().value_from_envvar(ctx)
+        if not self.multiple or value is None:
+            return value
+        return [each for text in value for each in text.split(",") if each]
 
 
 def completed(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -42,27 +53,38 @@ def completed(context: click.Context, parameter: click.Parameter, incomplete: st
     return offers(context, parameter.metavar or "", incomplete)
 
 
-def option(*names: str, help: str, shown: str | None = None, **settings: Any) -> Callable[[F], F]:
+def option(
+    *names: str, help: str, shown: str | None = None, variable: str | None = None, **settings: Any
+) -> Callable[[F], F]:
     """An option that is also read from the environment.
 
     ``shown`` is the default that the help shows. An option that is not given is ``None``: its default
-    stands in the profile.
+    is in the profile. ``variable``: the name of its environment variable, where it is not made from its own name.
     """
-    variable = "NETSWEEP_" + names[0].lstrip("-").replace("-", "_").upper()
+    variable = variable or "NETSWEEP_" + names[0].lstrip("-").replace("-", "_").upper()
     default = "" if shown is None else f"; default: {shown}"
-    text = f"{help}  [env\u00a0var:\u00a0{variable}{default}]"
+    several = ", comma-separated" if settings.get("multiple") else ""
+    text = f"{help}  [env\u00a0var:\u00a0{variable}{several}{default}]"
     if "metavar" in settings:
         settings.setdefault("shell_complete", completed)
     return click.option(*names, cls=_Option, envvar=variable, help=text, **settings)
 
 
+class _Form(click.Choice[str]):
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        # The environment is the same for all commands, and not all have all formats.
+        if value in FORMATS and ctx and ctx.get_parameter_source("form") is not ParameterSource.COMMANDLINE:
+            value = value if value in self.choices else "text"
+        return super().convert(value, param, ctx)
+
+
 def format_option(*forms: str) -> Callable[[F], F]:
-    """``--format``, with those of :data:`FORMATS` that a command has."""
+    """``--format``, with those of :data:`FORMATS` that a command has; text for those that the environment asks for."""
     return option(
         "--format",
         "form",
-        type=click.Choice(forms),
-        default="text",
+        type=_Form(forms),
+        default=default_form,
         shown="text",
         help=", ".join(FORMATS[form] for form in forms) + ".",
     )
@@ -153,7 +175,7 @@ _chains = (
         metavar="SECONDS",
         type=float,
         shown=f"{_PROFILE.settle:g}",
-        help="A name has to be gone in two looks so far apart. Nothing waits where there is no orphan.",
+        help="A name counts as gone only where two looks this far apart do not find it. Without orphans nothing waits.",
     ),
 )
 
@@ -204,17 +226,66 @@ look_options = _together(*_names, *_chains, *_means, *_lock_options(hidden=True)
 whose_options = _together(*_names, *_means, *_lock_options())
 
 
-def output_options(function: F) -> F:
-    """The options that say how a report is shown; the command gets them together, as ``output``."""
+def _metrics_file(context: click.Context, _: click.Parameter, value: str | None) -> str | None:
+    try:
+        return None if value is None else path("metrics-file", value)
+    except UsageError as error:
+        raise click.UsageError(str(error), context) from error
 
-    @wraps(function)
-    def command(form: str, verbose: bool = False, **rest: Any) -> Any:
-        return function(output=Output(form, verbose), **rest)
 
-    return _together(
-        format_option(*FORMATS),
-        option("--verbose", "-v", is_flag=True, help="List every orphaned rule, not only groups of them."),
-    )(cast(F, command))
+metrics_option = option(
+    "--metrics-file",
+    metavar="PATH",
+    callback=_metrics_file,
+    help="Write metrics of the run to PATH too, as Prometheus text for node_exporter's textfile collector, which reads "
+    "files whose names end in .prom. The file is replaced in one step, also where the run fails.",
+)
+
+
+def _output(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    """Options that say how a report is shown; the command gets them together, as ``output``."""
+
+    def decorate(function: F) -> F:
+        @wraps(function)
+        def command(
+            form: str,
+            quiet: bool,
+            color: str,
+            verbose: bool = False,
+            metrics_file: str | None = None,
+            **rest: Any,
+        ) -> Any:
+            profile = rest.get("profile") or profiles.DEFAULT
+            return function(output=Output(form, verbose, quiet, color, metrics_file, profile), **rest)
+
+        return _together(*decorators)(cast(F, command))
+
+    return decorate
+
+
+_looks = (
+    option(
+        "--quiet",
+        "-q",
+        is_flag=True,
+        help="Print nothing on success, for cron. Warnings and failures still go to stderr, and json and github are "
+        "still written.",
+    ),
+    option(
+        "--color",
+        type=click.Choice(("auto", "always", "never")),
+        default="auto",
+        shown="auto",
+        help="auto: coloured tables on a terminal, plain text elsewhere; NO_COLOR and FORCE_COLOR are honoured. "
+        "always: coloured tables everywhere, as wide as COLUMNS says (80). never: no colours.",
+    ),
+)
+
+_verbose = option("--verbose", "-v", is_flag=True, help="List every orphaned rule, not only groups of them.")
+
+result_options = _output(format_option(*FORMATS), *_looks)
+
+output_options = _output(format_option(*FORMATS), _verbose, *_looks)
 
 
 def options_of(settings: dict[str, Any]) -> Options:
@@ -223,4 +294,21 @@ def options_of(settings: dict[str, Any]) -> Options:
     To be called before a job is imported: wrong usage comes before a missing library.
     """
     given: dict[str, Any] = {name: None if value == () else value for name, value in settings.items()}
+    # Of two options that exclude each other, the one of the command line counts, and not that of the environment.
+    sources = sources_of(click.get_current_context(silent=True))
+    of_line = [name for name in ("chain", "all_chains") if sources.get(name, "").startswith("option ")]
+    if len(of_line) == 1:
+        given["all_chains" if of_line == ["chain"] else "chain"] = None
     return Options(**given)
+
+
+def sources_of(context: click.Context | None) -> dict[str, str]:
+    """Where the options that were given come from, as ``option --wait`` or ``environment NETSWEEP_WAIT``, by name."""
+    found = {}
+    for each in context.command.params if context else ():
+        source = context and each.name and context.get_parameter_source(each.name)
+        if source is ParameterSource.COMMANDLINE:
+            found[each.name or ""] = f"option {each.opts[0]}"
+        elif source is ParameterSource.ENVIRONMENT:
+            found[each.name or ""] = f"environment {each.envvar}"
+    return found

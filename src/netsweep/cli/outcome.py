@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from contextlib import nullcontext
+from typing import NamedTuple, cast
 
 import click
 
-from netsweep.errors import NetsweepError, UsageError
+from netsweep.errors import ORPHANS_FOUND, NetsweepError, UsageError
 from netsweep.output.failures import complain, explain
 from netsweep.output.text import changes, text_lines
+from netsweep.profiles import DEFAULT
 from netsweep.report import Command, Report
 
 COMPLETE_VARIABLE = "_NETSWEEP_COMPLETE"
@@ -19,10 +21,18 @@ COMPLETE_VARIABLE = "_NETSWEEP_COMPLETE"
 
 
 class Output(NamedTuple):
-    """How a report is shown: in which of the formats, and whether with every rule."""
+    """How a report is shown: in which of the formats, and whether with every rule.
+
+    ``quiet``: as text only where something failed. ``color``: ``auto``, ``always`` or ``never``. ``metrics_file``:
+    where metrics are written, too; ``profile`` is in their labels.
+    """
 
     form: str
     verbose: bool = False
+    quiet: bool = False
+    color: str = "auto"
+    metrics_file: str | None = None
+    profile: str = DEFAULT
 
 
 def guarded(job: Callable[[], int]) -> int:
@@ -36,49 +46,115 @@ def guarded(job: Callable[[], int]) -> int:
 
 
 def show(
-    command: Command, job: Callable[[], Report], output: Output, *, best_effort: bool = False
+    command: Command, job: Callable[[], Report], output: Output, *, best_effort: bool = False, exit_code: bool = False
 ) -> tuple[int, Report]:
     """Call ``job`` and write its report to stdout as ``output`` says; return the exit status and the report.
 
-    ``best_effort``: failures are told and the status is 0, but for wrong usage.
+    ``best_effort``: failures are told and the status is 0, but for wrong usage. ``exit_code``: the status says whether
+    there are orphans or leaked bridges.
     """
     failure: NetsweepError | None = None
+    known: Report | None = None
     try:
-        report = job()
-    except Exception as error:
-        failure = explain(error)
-        report = failure.report or Report(command, errors=[str(failure)])
-        complain(str(failure))
-    for warning in report.warnings:
-        complain(f"warning: {warning}")
-    try:
-        _write(report, output, best_effort)
-    except Exception as error:
-        unwritten = explain(error)
-        done = f"; the {report.command} {changed}" if (changed := changes(report)) else ""
-        complain(f"{unwritten}{done}")
-        failure = failure or unwritten
-    if failure is None or (best_effort and not isinstance(failure, UsageError)):
-        return 0, report
-    return failure.exit_status, report
+        try:
+            from netsweep.output.status import Status  # what only shows help needs none
+
+            with nullcontext() if output.quiet else Status():
+                report = known = job()
+        except Exception as error:
+            failure = explain(error)
+            known = failure.report
+            report = known or Report(command, errors=[str(failure)])
+            complain(str(failure))
+        for warning in report.warnings:
+            complain(f"warning: {warning}")
+        answer = ORPHANS_FOUND if exit_code and (report.orphans or report.leaked) else 0
+        try:
+            tolerated = best_effort and not isinstance(failure, UsageError)
+            _write(report, output, failure.exit_status if failure else answer, best_effort=tolerated)
+        except Exception as error:
+            unwritten = _unwritten(error, report)
+            failure = failure or unwritten
+    except SystemExit as stopped:  # a signal
+        _write_metrics(known, command, output, stopped.code)
+        raise
+    without_metrics = _write_metrics(known, command, output, failure.exit_status if failure else answer)
+    failure = failure or without_metrics
+    if failure is None:
+        return answer, report
+    return 0 if best_effort and not isinstance(failure, UsageError) else failure.exit_status, report
 
 
-def _write(report: Report, output: Output, best_effort: bool) -> None:
-    form, verbose = output
+def _unwritten(error: Exception, report: Report | None) -> NetsweepError:
+    """Tell that something could not be written, and what had been done before."""
+    failure = explain(error)
+    done = f"; the {report.command} {changed}" if report and (changed := changes(report)) else ""
+    complain(f"{failure}{done}")
+    return failure
+
+
+def _write_metrics(report: Report | None, command: str, output: Output, status: object) -> NetsweepError | None:
+    """Write the metrics where they are asked for; return why that failed, which is told."""
+    if output.metrics_file is None:
+        return None
+    try:
+        from netsweep.output.metrics import write_metrics  # most runs need none
+
+        labels = {"command": command, "profile": output.profile}
+        write_metrics(output.metrics_file, report, labels, status if isinstance(status, int) else 1)
+    except Exception as error:
+        return _unwritten(error, report)
+    return None
+
+
+def _write(report: Report, output: Output, status: int, *, best_effort: bool = False) -> None:
+    form, verbose = output.form, output.verbose
     # What a run does not need is not imported.
     if form == "json":
         from netsweep.output.json import write_json
 
         write_json(report, sys.stdout)
     elif form == "github":
-        from netsweep.output.github import github_lines, write_step_summary
+        from netsweep.output.github import github_lines
 
         sys.stdout.writelines(f"{line}\n" for line in github_lines(report, verbose=verbose, best_effort=best_effort))
-    elif not report.errors or report.changed:
-        sys.stdout.writelines(f"{line}\n" for line in text_lines(report, verbose=verbose))
+    elif report.changed if report.errors else not output.quiet:
+        tables, coloured = _looks(output.color)
+        if tables:
+            from netsweep.output.terminal import write_tables
+
+            write_tables(report, sys.stdout, verbose=verbose, coloured=coloured)
+        else:
+            sys.stdout.writelines(f"{line}\n" for line in text_lines(report, verbose=verbose))
     sys.stdout.flush()
-    if form == "github" and (path := os.environ.get("GITHUB_STEP_SUMMARY")):
-        write_step_summary(report, path)
+    if form == "github":
+        from netsweep.output.github import write_outputs, write_step_summary
+
+        if path := os.environ.get("GITHUB_OUTPUT"):
+            write_outputs(report, status, path)
+        if path := os.environ.get("GITHUB_STEP_SUMMARY"):
+            write_step_summary(report, path)
+
+
+def default_form() -> str:
+    """The format where ``--format`` is not given: what the environment says, or that of where netsweep runs."""
+    return os.environ.get("NETSWEEP_FORMAT") or ("github" if os.environ.get("GITHUB_ACTIONS") == "true" else "text")
+
+
+def _looks(color: str) -> tuple[bool, bool]:
+    """Whether text is shown in tables, and whether in colour.
+
+    An option comes before NO_COLOR (https://no-color.org), that before FORCE_COLOR (https://force-color.org), and both
+    before what the terminal can do. Who forces colours gets what a terminal gets.
+    """
+    terminal = sys.stdout.isatty()
+    if color != "auto":
+        coloured = color == "always"
+    elif os.environ.get("NO_COLOR"):
+        coloured = False
+    else:
+        coloured = bool(os.environ.get("FORCE_COLOR")) or (terminal and os.environ.get("TERM") != "dumb")
+    return terminal or coloured, coloured
 
 
 def invoke(command: click.Command, arguments: Sequence[str]) -> int:
@@ -90,9 +166,32 @@ def invoke(command: click.Command, arguments: Sequence[str]) -> int:
         error.show()
         return error.exit_code
     except click.UsageError as error:
-        context = f" {error.ctx.info_name}" if error.ctx and error.ctx.parent else ""
-        complain(f"{error.format_message().rstrip('.')} (see: netsweep{context} --help)")
+        command_name = error.ctx.info_name if error.ctx and error.ctx.parent else None
+        context = f" {command_name}" if command_name else ""
+        message = f"{error.format_message().rstrip('.')} (see: netsweep{context} --help)"
+        complain(message)
+        if _form_asked_for(arguments) == "github":
+            _annotate(Report(cast("Command", command_name or ""), errors=[message]), error.exit_code)
         return error.exit_code
     except click.ClickException as error:
         complain(error.format_message())
         return error.exit_code
+
+
+def _form_asked_for(arguments: Sequence[str]) -> str:
+    """The format that a command line asks for, also where click could not read it to its end."""
+    form = default_form()
+    for before, argument in zip(("", *arguments), arguments, strict=False):
+        if before == "--format":
+            form = argument
+        elif argument.startswith("--format="):
+            form = argument.removeprefix("--format=")
+    return form
+
+
+def _annotate(report: Report, status: int) -> None:
+    """Tell a workflow of a command that did not come to be run."""
+    try:
+        _write(report, Output("github"), status)
+    except Exception as error:
+        complain(str(explain(error)))

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from netsweep.cli.options import bridge_options, option, options_of, output_options, where_options
+from netsweep.cli.options import bridge_options, metrics_option, option, options_of, output_options, where_options
 from netsweep.cli.outcome import Output, show
 from netsweep.report import Report
 
@@ -17,9 +17,10 @@ from netsweep.report import Report
 @option("--dry-run", is_flag=True, help="Only show what would be deleted; take no lock.")
 @option(
     "--journal",
-    metavar="FILE",
-    help="Write the rules to the new FILE before they are deleted; 'netsweep restore FILE' puts them back. "
-    "No file is created where nothing is deleted. Bridges are written down too, but are not brought back.",
+    metavar="PATH",
+    help="Write the rules to the new file PATH before they are deleted; 'netsweep restore PATH' puts them back. "
+    "In a directory, each sweep gets a file of its own. No file is created where nothing is deleted. Bridges are "
+    "written down too, but are not brought back.",
 )
 @option(
     "--max-deletes",
@@ -28,6 +29,7 @@ from netsweep.report import Report
     help="Change nothing, and exit with 1, where more than N rules and bridges would go.",
 )
 @option("--best-effort", is_flag=True, help="Report failures, but exit with 0: for a post-step.")
+@metrics_option
 @output_options
 def command(dry_run: bool, best_effort: bool, output: Output, **settings: Any) -> int:
     """Delete orphaned rules, or leaked bridges too.

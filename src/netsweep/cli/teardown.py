@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
 
 from netsweep.cli.options import completed, option, options_of, output_options, whose_options
 from netsweep.cli.outcome import Output, show
+from netsweep.errors import UsageError
 from netsweep.report import Report
 
 
 @click.command("teardown")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=completed)
-@option("--subnet", metavar="CIDR", help="The network's subnet, where neither its lease nor its bridge tells.")
-@option("--force", is_flag=True, help="Also where another running process leases it.")
+@option("--subnet", metavar="CIDR", help="The network's subnet, where neither its lease nor its bridge says.")
+@option(
+    "--force",
+    is_flag=True,
+    variable="NETSWEEP_TEARDOWN_FORCE",  # what is set for restore must not take down networks
+    help="Also where another running process leases it.",
+)
 @whose_options
 @output_options
 def command(names: tuple[str, ...], subnet: str | None, force: bool, output: Output, **settings: Any) -> int:
@@ -34,6 +41,8 @@ def command(names: tuple[str, ...], subnet: str | None, force: bool, output: Out
     """
 
     def job() -> Report:
+        if os.environ.get("NETSWEEP_DRY_RUN", "").lower() not in ("", "0", "false", "f", "no", "n", "off"):
+            raise UsageError("NETSWEEP_DRY_RUN is set, and teardown has no dry run: unset it to delete networks")
         options = options_of(settings)
         from netsweep.jobs.teardown import teardown
 

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from netsweep.model import BackendName, Chain, Rule, Table
+from netsweep.model import BackendName, Chain, Rule, Spec, Table
 from netsweep.report import LockTimes
 
 
@@ -56,9 +56,9 @@ class Transaction(Protocol):
 
     Nothing is changed before a commit, and nothing where it raises.
 
-    ``rules``: what stands there now of what was asked for; decide on these. ``orders``: every rule of
+    ``rules``: what is there now of what was asked for; decide on these. ``orders``: every rule of
     each chain that exists as it stands now, where they were asked for. ``incarnation``: the kernel's number
-    of the table, another one when the table is made anew and its handles begin again; ``None`` where
+    of the table, another one when the table is created again and its handles begin again; ``None`` where
     rules have no handles.
     """
 
@@ -130,6 +130,10 @@ class Backend(Protocol):
         """
         ...
 
+    def refusal(self, table: Table) -> str | None:
+        """Why no transaction can change ``table``, which :meth:`tables` returned last; ``None`` where one may."""
+        ...
+
     def ready(self, rules: Sequence[Rule]) -> None:
         """Prepare the deletion of ``rules``, and wait for those who change the firewall now; before any lock is held.
 
@@ -152,6 +156,13 @@ class Backend(Protocol):
         ``rules``: what was read of them before and is to be decided on again. ``orders``: fill
         :attr:`Transaction.orders`. Raises :class:`~netsweep.errors.ContentionError`, and
         :class:`~netsweep.errors.TableError` where one of the tables cannot be changed.
+        """
+        ...
+
+    def spec_of(self, table: Table, raw: bytes) -> Spec:
+        """What a rule of ``table`` says that :attr:`netsweep.model.Undo.raw` holds.
+
+        Raises :class:`~netsweep.errors.NetsweepError` where it cannot be understood.
         """
         ...
 

@@ -65,7 +65,7 @@ class MemoryBackend:
         self._generation += 1
 
     def remake(self, table: Table) -> None:
-        """Make the chains of ``table`` anew, without rules; handles start again, as those of the kernel do."""
+        """Create the chains of ``table`` again, without rules; handles start again, as those of the kernel do."""
         for chain in self._chains:
             if chain.table == table:
                 self._chains[chain] = []
@@ -96,6 +96,9 @@ class MemoryBackend:
             scan.scanned[chain] += len(rules)
         return scan
 
+    def refusal(self, table: Table) -> str | None:
+        return None
+
     def ready(self, rules: Sequence[Rule]) -> None:
         pass
 
@@ -115,6 +118,9 @@ class MemoryBackend:
         fresh = [rule._replace(position=position) for position, rule in again if rule]
         incarnation = self._incarnations.get(chains[0].table) if chains else None
         yield _Transaction(self, self._generation, incarnation, fresh, standing if orders else {})
+
+    def spec_of(self, table: Table, raw: bytes) -> Spec:
+        return self._specs.get(raw, Spec())
 
     def close(self) -> None:
         pass

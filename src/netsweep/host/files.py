@@ -1,4 +1,4 @@
-"""Open files as root, in directories that everybody may write to, without following anybody's links."""
+"""Open files as root in directories that anyone can write to, without following links."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ _KINDS = {
     stat.S_IFBLK: "a device",
 }
 
+_NO_FILES = {"/proc": errno.ENOENT, "/sys": errno.EACCES}
+"""Filesystems that take no new files, whatever the modes of their directories say, and how they refuse them."""
+
 _CHUNK = 1 << 16
 
 
@@ -31,7 +34,7 @@ def open_regular(path: str, flags: int, *, what: str) -> int:
     process has a file lease on it, :class:`NotPermittedError` or :class:`NetsweepError`.
     """
     try:
-        # O_PATH finds out what stands there without opening it. The second open goes through the
+        # O_PATH finds out what is there without opening it. The second open goes through the
         # descriptor, so nobody can put something else in its place in between (open(2), O_PATH).
         found = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -39,16 +42,13 @@ def open_regular(path: str, flags: int, *, what: str) -> int:
     except (OSError, ValueError) as error:
         raise describe(error, f"cannot open {what} {path!a}") from error
     try:
-        kind = stat.S_IFMT(os.fstat(found).st_mode)
-        if kind != stat.S_IFREG:
-            raise NetsweepError(
-                f"{what} {path!a} is {_KINDS.get(kind, 'no regular file')}: refused, it has to be a regular file"
-            )
+        if not stat.S_ISREG(kind := os.fstat(found).st_mode):
+            raise _refused(what, path, kind)
         # O_NONBLOCK: another process's file lease (fcntl(2), F_SETLEASE) would let the open hang.
         return os.open(f"/proc/self/fd/{found}", flags | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         # Not the file, which is open: taking this for a missing lease file would mean no leases.
-        raise NetsweepError(f"cannot open {what} {path!a}: /proc is missing; mount it") from None
+        raise NetsweepError(f"cannot open {what} {path!a}: /proc is not mounted") from None
     except BlockingIOError:
         raise BusyError(f"{what} {path!a} is in use: another process has a file lease on it; retry") from None
     except OSError as error:
@@ -60,7 +60,7 @@ def open_regular(path: str, flags: int, *, what: str) -> int:
 def create_regular(path: str, flags: int, mode: int, *, what: str) -> int:
     """Create the file at ``path`` with exactly ``mode``, whatever the umask; return its descriptor.
 
-    Raises :class:`FileExistsError` where anything stands there already, a dangling link included,
+    Raises :class:`FileExistsError` where anything exists there already, a dangling link included,
     else as :func:`open_regular`.
     """
     try:
@@ -77,8 +77,24 @@ def create_regular(path: str, flags: int, mode: int, *, what: str) -> int:
     return created
 
 
+def check_creatable(path: str, *, what: str) -> None:
+    """Raise what :func:`create_regular` would for the missing file ``path``, as far as that shows; create nothing."""
+    directory, failed = os.path.dirname(path) or ".", f"cannot create {what} {path!a}"
+    try:
+        os.close(os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        for mount, code in _NO_FILES.items():
+            if os.path.exists(mount) and os.stat(mount).st_dev == os.stat(directory).st_dev:
+                raise OSError(code, os.strerror(code))
+        if not os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
+            read_only = os.statvfs(directory).f_flag & os.ST_RDONLY
+            code = errno.EROFS if read_only else errno.EACCES
+            raise OSError(code, os.strerror(code))
+    except OSError as error:
+        raise describe(error, failed) from error
+
+
 def open_or_create_regular(path: str, flags: int, mode: int, *, what: str) -> int:
-    """Open the regular file at ``path``, or create it where nothing stands there; return its descriptor.
+    """Open the regular file at ``path``, or create it where there is none; return its descriptor.
 
     ``mode`` is for a new file. Raises :class:`BusyError` where the file comes and goes all the time,
     else as :func:`open_regular`, but for :class:`FileNotFoundError`.
@@ -88,7 +104,7 @@ def open_or_create_regular(path: str, flags: int, mode: int, *, what: str) -> in
             return open_regular(path, flags, what=what)
         with contextlib.suppress(FileExistsError):
             return create_regular(path, flags, mode, what=what)
-    raise BusyError(f"{what} {path!a} is created and removed all the time; retry")
+    raise BusyError(f"{what} {path!a} keeps being created and removed; retry")
 
 
 def read_regular(path: str, what: str, limit: int) -> bytes | None:
@@ -109,10 +125,10 @@ def read_regular(path: str, what: str, limit: int) -> bytes | None:
             chunks.append(chunk)
             size += len(chunk)
             if size > limit:
-                raise NetsweepError(f"{what} {path!a} is refused: larger than {limit // 2**20} MiB")
+                raise NetsweepError(f"{what} {path!a} is larger than {limit // 2**20} MiB: it was not read")
         return b"".join(chunks)
     except BlockingIOError:
-        raise NetsweepError(f"cannot read {what} {path!a}: it has nothing to read now; give a file on a disk") from None
+        raise NetsweepError(f"cannot read {what} {path!a}: it has no data to read now; give a file on a disk") from None
     except OSError as error:
         raise describe(error, f"cannot read {what} {path!a}") from error
     finally:
@@ -122,7 +138,7 @@ def read_regular(path: str, what: str, limit: int) -> bytes | None:
 def replace_regular(path: str, known: bytes, content: bytes, *, what: str) -> None:
     """Put a file with ``content`` in the place of the regular file at ``path``, in one step, with its owner and mode.
 
-    It is on the disk before it is renamed. What is written first stands beside it, as ``path`` and ``.netsweep``; one
+    It is on the disk before it is renamed. The new file is written beside it, as ``path`` and ``.netsweep``; one
     that was left there is removed, so callers need a lock of their own. Raises :class:`ContentionError` where the file
     does not hold what is ``known``, else as :func:`open_regular`.
     """
@@ -157,9 +173,41 @@ def replace_regular(path: str, known: bytes, content: bytes, *, what: str) -> No
     except FileNotFoundError:
         raise ContentionError(f"{what} {path!a} was removed") from None
     except FileExistsError as error:
-        raise NetsweepError(f"{failed}: {new!a} is in the way") from error
+        raise NetsweepError(f"{failed}: {new!a} exists") from error
     except OSError as error:
         raise describe(error, failed) from error
+
+
+def put_regular(path: str, content: bytes, mode: int, *, what: str) -> None:
+    """Put a new file with ``content`` and ``mode`` at ``path``, in one step: who reads it sees the old or the new one.
+
+    What is written first is a file of a random name in the same directory. Only a regular file is replaced: a rename
+    by root would replace a device too. Raises :class:`NetsweepError`.
+    """
+    failed = f"cannot write {what} {path!a}"
+    new = os.path.join(os.path.dirname(path), f".netsweep-{os.urandom(8).hex()}")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISREG(kind := os.lstat(path).st_mode):
+                raise _refused(what, path, kind)
+        created = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        with open(created, "wb") as file:
+            try:
+                os.fchmod(created, mode)  # whatever the umask
+                file.write(content)
+                file.flush()
+                os.rename(new, path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(new)
+                raise
+    except (OSError, ValueError) as error:
+        raise describe(error, failed) from error
+
+
+def _refused(what: str, path: str, mode: int) -> NetsweepError:
+    kind = _KINDS.get(stat.S_IFMT(mode), "no regular file")
+    return NetsweepError(f"{what} {path!a} is {kind}: refused, it has to be a regular file")
 
 
 def describe(error: OSError | ValueError, failed: str) -> NetsweepError:

@@ -90,7 +90,7 @@ class Interfaces:
         interfaces that have one of ``indexes``, () where there is none.
 
         Names hold bytes that are not UTF-8 as surrogate escapes. Raises
-        :class:`~netsweep.errors.ContentionError` where an answer got lost, and what
+        :class:`~netsweep.errors.ContentionError` where an answer was lost, and what
         :func:`netsweep.host.netlink.refused` says.
         """
         unseen = set(names)
@@ -159,7 +159,7 @@ class Interfaces:
                 except OSError as error:
                     raise refused(error.errno or errno.EIO, doing) from error
         if len(answers) < len(questions):
-            raise ContentionError(f"{doing}: an answer got lost")
+            raise ContentionError(f"{doing}: an answer was lost")
         return [answers[place] for place in range(len(questions))]
 
     def _exchange(self, questions: Mapping[int, bytes]) -> Iterator[tuple[int, bytes | int]]:

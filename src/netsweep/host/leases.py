@@ -111,7 +111,7 @@ def of(path: str, content: bytes, leases: Iterable[Lease]) -> Leases:
 
 
 def dead(pids: Collection[int]) -> set[int]:
-    """Those of ``pids`` that no running process on this host has, in whatever PID namespace.
+    """Those of ``pids`` that no running process on this host has, in any PID namespace.
 
     A job in a container may have written the PID that it has there, so a PID that does not run here
     proves nothing as long as any process has it somewhere. Where that cannot be known the answer is
@@ -174,14 +174,14 @@ def _parse(content: bytes) -> list[Lease]:
     if leases is None:  # how Go writes an empty map that was never made
         return []
     if not isinstance(leases, dict):
-        raise _NotUnderstoodError('"leases" is no object')
+        raise _NotUnderstoodError('"leases" is not an object')
     return [_parse_lease(subnet, lease) for subnet, lease in leases.items()]
 
 
 def _parse_lease(subnet: str, lease: object) -> Lease:
     where = f"lease {ascii(subnet)[:60]}"
     if not isinstance(lease, dict):
-        raise _NotUnderstoodError(f"{where} is no object")
+        raise _NotUnderstoodError(f"{where} is not an object")
     bridge, pid = lease.get("bridge_name"), lease.get("pid")
     if not isinstance(bridge, str) or not bridge:
         raise _NotUnderstoodError(f"{where} has no bridge_name")
@@ -198,5 +198,5 @@ def _no_constant(text: str) -> None:
 def _no_name_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
     names = dict(pairs)
     if len(names) != len(pairs):
-        raise _NotUnderstoodError("a name stands twice in one object")
+        raise _NotUnderstoodError("a name occurs twice in one object")
     return names

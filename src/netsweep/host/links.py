@@ -383,7 +383,7 @@ def find_at_once(*, ifindex: int = 0, name: str = "") -> Link | None:
     if failed:
         raise failed[0]
     if not found:
-        raise ContentionError("others kept the kernel from changing links")
+        raise ContentionError("other processes kept the links of the kernel locked")
     return found[0]
 
 

@@ -15,16 +15,18 @@ kernel's queue and gets the lock before a poller looks again: measured beside el
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 
 from netsweep.errors import BusyError, NetsweepError
 from netsweep.host import priority
 from netsweep.host.files import describe, open_or_create_regular
-from netsweep.host.processes import holders
+from netsweep.host.observer import TOLD_AFTER, observer
+from netsweep.host.processes import held_by
 from netsweep.report import LockTimes
 
 XTABLES_LOCK = "/run/xtables.lock"
@@ -50,15 +52,16 @@ def held(times: LockTimes, timeout: float, *, mode: int, what: str, option: str)
 
     ``timeout``: seconds to wait, 0 for not at all. ``mode``: what the file gets where it is missing.
     ``what`` and ``option`` name the lock and the option that sets its timeout in messages.
-    Raises :class:`BusyError` where the lock could not be had in time, and else what
-    :func:`netsweep.host.files.open_or_create_regular` raises.
+    A long wait is told to the :data:`~netsweep.host.observer.observer`. Raises :class:`BusyError` where the
+    lock could not be taken in time, and else what :func:`netsweep.host.files.open_or_create_regular` raises.
     """
     # Imported only by a run that takes a lock.
     from filelock import unlock_descriptor
 
     with priority.hurried():
         began = time.monotonic()
-        descriptor = _acquire(times.path, began + timeout, mode, what)
+        with closing(_Wait(times.path, began + timeout, what)) as wait:
+            descriptor = _acquire(wait, mode)
         if descriptor is None:
             raise BusyError(_busy(times.path, timeout, what, option))
         acquired = time.monotonic()
@@ -79,30 +82,79 @@ def held(times: LockTimes, timeout: float, *, mode: int, what: str, option: str)
 
 def _busy(path: str, timeout: float, what: str, option: str) -> str:
     state = f"was busy for {timeout:g} s" if timeout else "is in use"
+    return f"{what} {path!a} {state} ({_held_by(path)}); retry, or raise {option}"
+
+
+def _held_by(path: str) -> str:
     try:
-        found = holders(path)
-    except OSError:
-        found = []
-    by = f"held by {found[0]}" if found else "'netsweep doctor' shows which process holds it"
-    return f"{what} {path!a} {state} ({by}); retry, or raise {option}"
+        return held_by(os.stat(path))
+    except (OSError, NetsweepError):
+        return "held by another process"
 
 
-def _acquire(path: str, deadline: float, mode: int, what: str) -> int | None:
-    """The descriptor of the locked file, or ``None`` where ``deadline`` passed."""
+class _Wait:
+    """A wait for the lock on ``path``, until ``deadline``, which is told where it takes long."""
+
+    def __init__(self, path: str, deadline: float, what: str) -> None:
+        self.path = path
+        self.what = what
+        self._deadline = deadline
+        self._told_from = time.monotonic() + TOLD_AFTER
+        self._told = self._over = False
+
+    @property
+    def remaining(self) -> float:
+        """The seconds that are left."""
+        return self._deadline - time.monotonic()
+
+    def until(self, done: Callable[[float], bool]) -> bool:
+        """Call ``done`` with the seconds to wait until it returns True or time is up; return what it returns."""
+        quiet = self._told_from - time.monotonic()
+        if not self._told and quiet < self.remaining:
+            if done(max(0.0, quiet)):
+                return True
+            self.tell()
+        return done(max(0.0, min(self.remaining, threading.TIMEOUT_MAX)))
+
+    def tell(self) -> None:
+        """Tell of the wait, where that is due."""
+        if not self._told and time.monotonic() >= self._told_from:
+            self._told = True
+            observer.get().waiting(self._describe)
+
+    def close(self) -> None:
+        """Tell that the wait is over, where it was told of."""
+        self._over = True
+        if self._told:
+            observer.get().waiting(None)
+
+    def _describe(self) -> str:
+        by, remaining = _held_by(self.path), self.remaining
+        # Finding out who holds the lock takes long: it may be ours by now.
+        if self._over or remaining <= 0 or f"{by} ".startswith(f"held by process {os.getpid()} "):
+            return ""
+        end = f"; giving up in {math.ceil(remaining)} s" if math.isfinite(remaining) else ""
+        return f"waiting for the {self.what}, {by}{end}"
+
+
+def _acquire(wait: _Wait, mode: int) -> int | None:
+    """The descriptor of the locked file, or ``None`` where time was up."""
     while True:
-        descriptor = _try_once(path, deadline, mode, what)
+        descriptor = _try_once(wait, mode)
         if descriptor is not None:
             return descriptor
-        remaining = deadline - time.monotonic()
+        remaining = wait.remaining
         if remaining <= 0:
             return None
+        wait.tell()
         time.sleep(min(_PAUSE, remaining))
 
 
-def _try_once(path: str, deadline: float, mode: int, what: str) -> int | None:
-    """Lock the file that stands at ``path`` now; ``None`` where that fails, in time or not."""
+def _try_once(wait: _Wait, mode: int) -> int | None:
+    """Lock the file that stands at the path now; ``None`` where that fails, in time or not."""
     from filelock import lock_descriptor
 
+    path, what = wait.path, wait.what
     try:
         # Read-only is enough for flock(2), and all that a file of another user may allow.
         descriptor = open_or_create_regular(path, os.O_RDONLY, mode, what=what)
@@ -114,11 +166,10 @@ def _try_once(path: str, deadline: float, mode: int, what: str) -> int | None:
         os.close(descriptor)
         raise describe(error, f"cannot lock {what} {path!a}") from error
     if not locked:
-        remaining = deadline - time.monotonic()
-        if remaining <= 0:
+        if wait.remaining <= 0:
             os.close(descriptor)
             return None
-        if not _Waiter(descriptor, f"{what} {path!a}").wait(remaining):
+        if not _Waiter(descriptor, f"{what} {path!a}").wait(wait):
             return None
     if _is_still_there(descriptor, path):
         return descriptor
@@ -167,12 +218,12 @@ class _Waiter(threading.Thread):
                 _release(self._descriptor)
             self._done.set()
 
-    def wait(self, timeout: float) -> bool:
-        """Wait for ``timeout`` seconds; False where the lock did not come, and never will."""
+    def wait(self, wait: _Wait) -> bool:
+        """Wait for as long as ``wait`` allows; False where the lock did not come, and never will."""
         granted = False
         try:
             self.start()
-            granted = self._done.wait(min(timeout, threading.TIMEOUT_MAX)) and self._error is None
+            granted = wait.until(self._done.wait) and self._error is None
         except RuntimeError as error:
             self._done.set()
             raise NetsweepError(

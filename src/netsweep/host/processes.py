@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from netsweep.errors import NetsweepError
@@ -23,14 +23,24 @@ _LOCKED_INODES = re.compile(
 """Locks of an open file in /proc/PID/fdinfo (lock_get_status in fs/locks.c)."""
 
 
+_PLAIN_WORD = re.compile(r"[\w.+][\w.+-]{0,23}", re.ASCII)
+"""An argument that may be shown. Options may hold secrets, and long words may be some."""
+
+_NAME_MAX = 40
+"""Characters of a program's name that are shown."""
+
+
 class Process(NamedTuple):
-    """A process: its PID, and its name (proc(5), comm), which may hold any bytes and may be unknown."""
+    """A process: its PID, and its program with the first argument, as ``go test``.
+
+    The latter may hold any characters, and is ``None`` where it is unknown.
+    """
 
     pid: int
-    name: str | None
+    command: str | None
 
     def __str__(self) -> str:
-        return f"process {self.pid}" + (f" ({ascii(self.name)[1:-1]})" if self.name else "")
+        return f"process {self.pid}" + (f" ({ascii(self.command)[1:-1]})" if self.command else "")
 
 
 def is_running(pid: int) -> bool:
@@ -133,20 +143,45 @@ def _has_ended(status: dict[bytes, bytes]) -> bool:
 
 
 def holders(file: str | int) -> list[Process]:
-    """The processes that hold a ``flock(2)`` on ``file``, a path or descriptor, by PID; takes no lock.
+    """The processes that hold a ``flock(2)`` on ``file``, a path or descriptor; takes no lock.
 
-    These are the processes that have the locked file open; the one that took the lock may have ended
-    and left it to a child. A file lease (fcntl(2), F_SETLEASE) that keeps readers out counts too.
-    Processes that this one may not look into are missing. Raises :class:`OSError`.
+    These are the processes that have the locked file open: first the one that took the lock, where it still has it,
+    then others by PID. The one that took it may have ended and left it to a child. A file lease (fcntl(2), F_SETLEASE)
+    that keeps readers out counts too. Processes that this one may not look into are missing. Raises :class:`OSError`.
     """
-    status = os.stat(file)
-    found = []
-    for pid in sorted(listed_pids()):
-        # A process may end, or be another user's.
-        with contextlib.suppress(OSError):
+    return list(_holders(os.stat(file), set()))
+
+
+def held_by(status: os.stat_result) -> str:
+    """Who holds a ``flock(2)`` on the file with ``status``, for messages: ``held by process 5643 (go test)``.
+
+    Names no process that is not known to hold it. Raises :class:`OSError` and :class:`NetsweepError`.
+    """
+    hidden = set[int]()
+    if found := next(_holders(status, hidden), None):
+        return f"held by {found}"
+    for taker in _takers(status, exact=True):
+        if taker in hidden:
+            return f"held by another process (PID {taker} took it)"
+    if hidden:
+        return "held by another process"
+    with contextlib.suppress(OSError):
+        if not sees_all():
+            return "held by a process that is not visible here"
+    return "held by a process that was not found"
+
+
+def _holders(status: os.stat_result, hidden: set[int]) -> Iterator[Process]:
+    """See :func:`holders`. Processes that this one may not look into are added to ``hidden``."""
+    takers, listed = _takers(status), listed_pids()
+    for pid in [*(taker for taker in takers if taker in listed), *sorted(listed.difference(takers))]:
+        try:
             if any(_is_locked(pid, descriptor, status) for descriptor in os.listdir(f"/proc/{pid}/fdinfo")):
-                found.append(Process(pid, _name(pid)))
-    return found
+                yield Process(pid, _command(pid))
+        except PermissionError:
+            hidden.add(pid)
+        except OSError:  # it has ended
+            continue
 
 
 def _is_locked(pid: int, descriptor: str, status: os.stat_result) -> bool:
@@ -165,17 +200,55 @@ def waiting(file: str | int) -> int:
     Those of another PID namespace are missing, and all where the filesystem shows other device numbers
     than the kernel has. Raises :class:`OSError`.
     """
-    status = os.stat(file)
-    shown = b"%02x:%02x:%d" % (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
-    lines = [line.split() for line in _read("/proc/locks").split(b"\n")]
-    return sum(words[1:3] == [b"->", b"FLOCK"] and shown in words for words in lines)
+    shown = _shown(os.stat(file))
+    return sum(words[1:3] == [b"->", b"FLOCK"] and shown in words for words in _kernel_locks())
 
 
-def _name(pid: int) -> str | None:
+def is_locked(file: str | int) -> bool:
+    """Whether a process holds a ``flock(2)`` on ``file``, as far as the kernel tells; see :func:`waiting`.
+
+    Tells that also of processes that this one may not look into. Raises :class:`OSError`.
+    """
+    return bool(_takers(os.stat(file), exact=True))
+
+
+def _takers(status: os.stat_result, *, exact: bool = False) -> list[int]:
+    """The PIDs that took a ``flock(2)`` on a file, as far as the kernel tells; they may have ended since.
+
+    With ``exact``, none is of another file that has the same number on another device.
+    """
+    shown = _shown(status)
+    end = shown if exact else shown[shown.rindex(b":") :]
+    return [
+        int(words[4])
+        for words in _kernel_locks()
+        if words[1:2] == [b"FLOCK"] and len(words) > 5 and words[4].isdigit() and words[5].endswith(end)
+    ]
+
+
+def _kernel_locks() -> list[list[bytes]]:
+    """The words of each line of /proc/locks (proc(5))."""
+    return [line.split() for line in _read("/proc/locks").split(b"\n")]
+
+
+def _shown(status: os.stat_result) -> bytes:
+    """A file as /proc/locks names it."""
+    return b"%02x:%02x:%d" % (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
+
+
+def _command(pid: int) -> str | None:
+    """The program that a process runs, with the first argument where that tells more and is no option."""
     try:
-        return _read(f"/proc/{pid}/comm").rstrip(b"\n").decode("utf-8", "surrogateescape")
+        program, *arguments = _read(f"/proc/{pid}/cmdline").decode("utf-8", "surrogateescape").split("\0")
+        # As a daemon may call itself: 'nginx: master process /usr/sbin/nginx'.
+        name = program if ": " in program else os.path.basename(program)
+        if not name:
+            name = _read(f"/proc/{pid}/comm").rstrip(b"\n").decode("utf-8", "surrogateescape")
     except OSError:
         return None
+    words = arguments[:2] if arguments[:1] == ["-m"] else [os.path.basename(word) for word in arguments[:1]]
+    shown = all(_PLAIN_WORD.fullmatch(word) for word in words if word != "-m")
+    return " ".join([name[:_NAME_MAX], *(words if shown else ())])
 
 
 def _read(path: str) -> bytes:

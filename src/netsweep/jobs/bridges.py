@@ -14,6 +14,7 @@ from netsweep.host import leases
 from netsweep.host.clocks import is_younger, process_clock
 from netsweep.host.leases import Leases
 from netsweep.host.links import Link, Links, find_at_once
+from netsweep.host.observer import observer
 from netsweep.host.processes import ages
 from netsweep.host.sockets import SocketsInUse
 from netsweep.jobs.locked import subnet_locked
@@ -36,9 +37,12 @@ _TURN = 0.005
 _FRESH = 1.0
 """Seconds that a look counts for what is not looked at again under the lock: sockets, addresses, other namespaces."""
 
+_LIVE = (Verdict.LIVE, Verdict.LEASED, Verdict.UNDECIDABLE)
+"""Verdicts on bridges of ours that stay: in doubt, one is alive."""
+
 _CHANGED = "it changed while it was looked at"
 _UNSEEN = "a network namespace that cannot be looked into may use it: run as root, outside of containers"
-_GOES_FIRST = "its bridge is leaked, and goes first"
+_GOES_FIRST = "its bridge is leaked, and is deleted first"
 
 
 class BridgeLook(NamedTuple):
@@ -90,13 +94,14 @@ class Bridges:
         """Look at the bridges, and report the leaked ones, with ``keep`` all of them; takes no lock."""
         look, report = self._look_again(), self._report
         report.bridges, report.bridges_scanned = look.findings if keep else look.leaked, len(look.findings)
+        report.bridges_live = sum(finding.verdict in _LIVE for finding in look.findings)
         report.stale_leases = len(look.stale) + sum(len(look.leases_of(finding.bridge)) for finding in look.leaked)
         return look
 
     def delete(self, first: BridgeLook, journal: Journal | None) -> list[str]:
         """Delete the bridges that leaked at the ``first`` look and still do.
 
-        The subnet lock is taken anew for each bridge, which is checked again under it. Returns what failed; that does
+        The subnet lock is taken again for each bridge, which is checked again under it. Returns what failed; that does
         not stop the others. Raises :class:`~netsweep.errors.NetsweepError` where none could be deleted any more.
         """
         failures = list[str]()
@@ -114,6 +119,7 @@ class Bridges:
                     failures.append(f"{shown[ifindex].bridge.name}: {error}")
                 finally:
                     self._report.bridges = list(shown.values())
+                observer.get().working(f"deleted {self._report.bridges_deleted:,} of {len(shown):,} bridges")
                 time.sleep(_TURN)
             look = self._look_again() if left else look
         return failures
@@ -125,7 +131,7 @@ class Bridges:
             return []
         try:
             self._report.leases_removed += self._patience.retry(partial(self._remove, path))
-        except BusyError:
+        except (BusyError, NotPermittedError):
             raise
         except NetsweepError as error:
             return [str(error)]
@@ -174,7 +180,7 @@ class Bridges:
         changed = finding._replace(verdict=Verdict.UNDECIDABLE, reason=_CHANGED)
         with subnet_locked(self._options, self._report):
             if time.monotonic() > look.ended + _FRESH:
-                raise ContentionError("getting the subnet lock took long")
+                raise ContentionError("waiting for the subnet lock took too long")
             now = self._judge.leases_since(look.leases)
             of_bridge = look.leases_of(bridge)
             if _of(bridge, now) != of_bridge or _alive([bridge], now, look.dead, look.ages):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 
 from netsweep.errors import NoBackendError, NotPermittedError
 from netsweep.host.programs import find_program
+from netsweep.model import Family
 
 Run = Callable[[list[str]], int]
 """Runs netsweep's command line and returns its exit status."""
@@ -74,7 +75,8 @@ def _child(directory: str, run: Run, guarded: Callable[[Callable[[], int]], int]
             del os.environ[name]
         status = _show(directory, run)
         sys.stdout.flush()
-        return status
+        # Only this process knows, and the other one ends with the same status.
+        return 128 + signal.SIGPIPE if status == 0 and getattr(sys.stdout, "reader_gone", False) else status
 
     try:
         return guarded(show)
@@ -113,12 +115,12 @@ def _show(directory: str, run: Run) -> int:
     _lease(directory)
     before = {flavour: rules for flavour in _FLAVOURS if (rules := _fill(flavour))}
     if not before:
-        raise NoBackendError("this kernel takes no iptables rules here: run the demo as root")
+        raise NoBackendError("this kernel accepts no iptables rules here: run the demo as root")
     where = " and in ".join(_FLAVOURS[flavour] for flavour in before)
     print(
-        f"A new network namespace, with what {len(LEAKED)} dead test jobs left behind in {where},\n"
-        f"{len(LIVE)} bridges that are alive, one that is leased, and rules of others.\n"
-        "The rules of this host are not touched."
+        f"A new network namespace, with what {len(LEAKED)} dead test jobs left behind in\n"
+        f"{where}, {len(LIVE)} bridges that are alive, one that is leased,\n"
+        "and rules of others. The rules of this host are not touched."
     )
     for arguments in (["list"], ["sweep"], ["list", "--all"]):
         print(f"\n$ netsweep {' '.join(arguments)}", flush=True)
@@ -158,6 +160,10 @@ def _fill(flavour: str) -> list[str]:
         tables["nat"].append(f"-A POSTROUTING -s 10.200.{number}.0/24 -o eth0 {nat}")
     text = "".join(f"*{table}\n{os.linesep.join(rules)}\nCOMMIT\n" for table, rules in tables.items())
     try:
+        if flavour == "legacy":
+            from netsweep.firewall.xtables.bindings import libiptc
+
+            libiptc(Family.IPV4)  # without it, nothing could be listed that is made here
         _iptables(flavour, "restore", text)
         return _save(flavour)
     except (OSError, subprocess.SubprocessError, NoBackendError) as error:
@@ -187,11 +193,12 @@ def _compare(flavour: str, before: list[str]) -> int:
     leaked = {f"hypeman-{role}-{bridge}" for bridge in LEAKED for role in ("fwd-out", "fwd-in", "nat")}
     if after != [line for line in before if leaked.isdisjoint(line.replace('"', " ").split())]:
         print(
-            f"{_FLAVOURS[flavour]}: FAILED: {len(before)} rules before, {len(after)} after, and not the expected ones"
+            f"{_FLAVOURS[flavour]}: FAILED: {len(before)} rules before, {len(after)} after,\n"
+            "  and not the expected ones"
         )
         return 1
     print(
-        f"{_FLAVOURS[flavour]}: {len(before)} rules before, {len(after)} after: "
-        "the leaked ones are gone, all others are unchanged."
+        f"{_FLAVOURS[flavour]}: {len(before)} rules before, {len(after)} after:\n"
+        "  the leaked ones are gone, all others are unchanged."
     )
     return 0

@@ -5,6 +5,9 @@ transaction, written before the transaction is sent, and a line that says that i
 holds its rules as the kernel had them, and for each the rules that stood right before and behind it once
 they were gone: that is the place to put it back to.
 
+In a directory each journal gets a name of its own. Whoever may write to the directory may remove it, but can put none
+of their own in its place: :func:`read` takes only what this user or root has written.
+
 Nothing waits for the disk: what a journal is to survive is the end of the process, not of the kernel,
 whose rules would be gone too.
 """
@@ -16,6 +19,7 @@ import itertools
 import json
 import os
 import socket
+import stat
 import struct
 import time
 from collections import Counter, defaultdict
@@ -27,7 +31,7 @@ from typing import Any, NamedTuple
 from netsweep.errors import ContentionError, NetsweepError, NotPermittedError
 from netsweep.firewall import Standing, Transaction
 from netsweep.firewall.ipset import set_name
-from netsweep.host.files import create_regular, describe, open_regular
+from netsweep.host.files import check_creatable, create_regular, describe, open_regular
 from netsweep.model import BACKENDS, Bridge, Chain, Family, Rule, Table, Undo
 from netsweep.version import __version__
 
@@ -38,6 +42,9 @@ NEIGHBOURS = 8
 """How many rules on each side tell a place. On a busy host the nearest ones are often gone a moment later."""
 
 _WHAT = "journal"
+
+_PREFIX, _SUFFIX = "netsweep-", ".journal"
+"""How the names of journals in a directory begin and end."""
 
 _SO_NETNS_COOKIE = 71
 """asm-generic/socket.h: a number of the network namespace that is never given out twice (Linux 5.14)."""
@@ -81,8 +88,8 @@ class Saved(NamedTuple):
 class Journal:
     """Writes down what is about to go; see :mod:`netsweep.jobs.journal`. A context manager.
 
-    The file is created when something is to go. All methods raise :class:`NetsweepError` where it exists then: what it
-    holds is somebody's only way back.
+    ``path`` is that of the new file, or of a directory for it. The file is created when something is to go. All methods
+    raise :class:`NetsweepError` where it exists then: what it holds is somebody's only way back.
     """
 
     def __init__(self, path: str) -> None:
@@ -92,21 +99,65 @@ class Journal:
         self._bridges = 0
         self._sets: dict[int, str] = {}
 
+    @property
+    def path(self) -> str | None:
+        """The absolute path of the file; ``None`` where nothing was written down."""
+        return _absolute(self._path) if self._entries or self._bridges else None
+
+    @property
+    def _in_directory(self) -> bool:
+        return self._path.endswith("/") or os.path.isdir(self._path)
+
     def _open(self) -> int:
-        try:
-            self._file = create_regular(self._path, os.O_WRONLY | os.O_APPEND, 0o600, what=_WHAT)
-        except FileExistsError:
-            raise NetsweepError(
-                f"{_WHAT} {self._path!a} exists already: nothing was deleted; give a new name"
-            ) from None
+        if self._in_directory:
+            self._file = self._create_in(self._path)
+        else:
+            try:
+                self._file = self._create(self._path)
+            except FileExistsError:
+                raise self._exists() from None
         header = {"netsweep_journal": FORMAT, "version": __version__, "written_at_unix": int(time.time())}
         self._write({**header, "namespace": namespace()})
         return self._file
+
+    def _create(self, path: str) -> int:
+        created = create_regular(path, os.O_WRONLY | os.O_APPEND, 0o600, what=_WHAT)
+        self._path = path
+        return created
+
+    def _create_in(self, directory: str) -> int:
+        """Create a file with a name of its own in ``directory``."""
+        _check_directory(directory)
+        began = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        for number in itertools.count(1):
+            name = f"{_PREFIX}{began}-{os.getpid()}{f'-{number}' if number > 1 else ''}{_SUFFIX}"
+            with suppress(FileExistsError):
+                return self._create(os.path.join(directory, name))
+        raise AssertionError("unreachable")
 
     def check(self, rules: Iterable[Rule]) -> None:
         """Raise :class:`NetsweepError` where one of ``rules`` could not be put back."""
         if self._file is None:
             self._open()
+        self._check(rules)
+
+    def foresee(self, rules: Iterable[Rule]) -> None:
+        """Raise what :meth:`check` would, as far as that shows without creating the file."""
+        path = self._path
+        if self._in_directory:
+            _check_directory(path)
+            path = os.path.join(path, _PREFIX)  # any name
+        elif os.path.lexists(path):
+            raise self._exists()
+        check_creatable(path, what=_WHAT)
+        self._check(rules)
+
+    def _exists(self) -> NetsweepError:
+        return NetsweepError(
+            f"{_WHAT} {self._path!a} exists already: nothing was deleted; give a new name, or a directory"
+        )
+
+    def _check(self, rules: Iterable[Rule]) -> None:
         for rule in rules:
             undo = _undo(rule)
             lost = undo.lost
@@ -218,6 +269,47 @@ def places(order: Sequence[Standing], going: Sequence[Rule]) -> list[Place]:
     return found
 
 
+def _check_directory(path: str) -> None:
+    """Raise :class:`NetsweepError` where a journal in the directory at ``path`` would be at anybody's mercy."""
+    try:
+        link, status = os.lstat(path.rstrip("/") or "/"), os.stat(path)
+    except OSError as error:
+        raise describe(error, f"cannot create {_WHAT} in {path!a}") from error
+    if stat.S_ISLNK(link.st_mode) and link.st_uid not in (0, os.geteuid()):
+        raise NetsweepError(
+            f"{path!a} is another user's link to a directory: nothing was deleted; give the directory itself"
+        )
+    if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
+        raise NetsweepError(
+            f"every user can remove a {_WHAT} in {path!a}: nothing was deleted; "
+            "give another directory, or set its sticky bit (chmod +t)"
+        )
+
+
+def _absolute(path: str) -> str:
+    # To resolve '..' as text would be wrong behind a link.
+    return os.path.join(os.getcwd(), path) if ".." in path.split("/") else os.path.abspath(path)
+
+
+def _journals_in(path: str) -> str:
+    """Which journals the directory at ``path`` holds, for a message."""
+    try:
+        with os.scandir(path) as entries:
+            names = [
+                (entry.stat(follow_symlinks=False).st_mtime_ns, entry.name)
+                for entry in entries
+                if entry.name.startswith(_PREFIX) and entry.name.endswith(_SUFFIX)
+            ]
+    except OSError as error:
+        raise describe(error, f"cannot read directory {path!a}") from error
+    newest, *others = [os.path.join(path, name) for _, name in sorted(names, reverse=True)] or [""]
+    if not newest:
+        return f"{path!a} is a directory without {_WHAT}s: give the file that a sweep wrote"
+    more = f", before that {', '.join(map(ascii, others[:2]))}" if others else ""
+    rest = f" and {len(others) - 2:,} more" if len(others) > 2 else ""
+    return f"{path!a} is a directory; its newest {_WHAT} is {newest!a}{more}{rest}: give one of them"
+
+
 def namespace() -> list[str | int]:
     """What tells this network namespace from all others: the boot, and the namespace's number."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as boot:
@@ -238,6 +330,8 @@ def read(path: str) -> tuple[list[list[Saved]], list[str], list[str | int]]:
     counts that nobody but this user (or root) can have written. Raises :class:`NetsweepError`; a last
     line that is cut off, as a sweep that was killed may leave, was never acted on and is left out.
     """
+    if os.path.isdir(path):
+        raise NetsweepError(_journals_in(path))
     try:
         descriptor = open_regular(path, os.O_RDONLY, what=_WHAT)
     except FileNotFoundError:

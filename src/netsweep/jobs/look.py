@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from netsweep.errors import BusyError, ContentionError, NetsweepError, UsageError
@@ -14,6 +15,7 @@ from netsweep.firewall.opening import open_backend
 from netsweep.host import leases
 from netsweep.host.capabilities import require_net_admin
 from netsweep.host.leases import Leases
+from netsweep.host.observer import observer
 from netsweep.jobs.patience import Patience
 from netsweep.model import BackendName, Chain, Family, Lease, Life, Rule, Table
 from netsweep.output.failures import explain
@@ -121,6 +123,7 @@ class Judge:
         names, _ = self.policy.asked(self.policy.orphans(rules, living.life))
         if self._settled.issuperset(names & living.life.gone):
             return living
+        observer.get().working(f"waiting {self._settle:g} s for names that come back")
         time.sleep(self._settle)
         again = self._living(rules)
         self._settled |= living.life.gone & again.life.gone
@@ -176,7 +179,7 @@ class Judge:
             return
         if len(self.policy.orphans(orphans, life._replace(gone=gone, devices=devices))) < len(orphans):
             came = ", ".join(sorted(life.gone - gone)[:1])
-            raise ContentionError(f"{came or 'an interface'} was made meanwhile")
+            raise ContentionError(f"{came or 'an interface'} was created meanwhile")
 
     def _find(
         self, names: Collection[str], indexes: Collection[int]
@@ -249,6 +252,8 @@ def look_around(
     """
     rules, elsewhere, found = list[Rule](), list[Rule](), list[Chain]()
     more = False
+    if not report.changed:
+        observer.get().working("reading the rules")
     report.chains, report.overlooked = list(options.chains), []
     for each in report.backends:
         each.scanned = each.deleted  # what was deleted was read before
@@ -283,11 +288,35 @@ def _read(
     *,
     everywhere: bool = False,
 ) -> tuple[Sequence[Table], Scan]:
-    families = SWEPT if everywhere else options.families & SWEPT
+    """Read the chains that ``options`` select, and with ``everywhere`` all others too."""
 
     def wanted(chain: Chain) -> bool:
         return options.allows(chain) and (everywhere or options.selects(chain))
 
+    tables, scan = _read_families(backend, options.families & SWEPT, wanted, patience, report, limit)
+    rest = SWEPT - options.families
+    if everywhere and any(table.family in rest for table in tables):
+        try:
+            others = _read_families(backend, rest, wanted, patience, report, limit)[1]
+        except NetsweepError as error:
+            # A sweep does not read them.
+            report.warn(f"orphans of other families were not counted: {error}")
+        else:
+            scan.rules += others.rules
+            scan.scanned.update(others.scanned)
+            scan.chains += others.chains
+    return tables, scan
+
+
+def _read_families(
+    backend: Backend,
+    families: Collection[Family],
+    wanted: Callable[[Chain], bool],
+    patience: Patience,
+    report: Report,
+    limit: int | None,
+) -> tuple[Sequence[Table], Scan]:
+    """The tables of ``backend``, and the chains that are ``wanted`` of those of ``families``."""
     again = False
 
     def read() -> tuple[Sequence[Table], Scan]:
@@ -305,7 +334,7 @@ def _read(
         # Read once more and accept an incomplete answer, with a warning.
         tables, scan = patience.retry(read)
     if not scan.complete:
-        report.warn("the rules changed whenever they were read; some may have been missed")
+        report.warn("the rules changed each time they were read; some may have been missed")
     return tables, scan
 
 
@@ -335,7 +364,8 @@ def _is_built_in(pattern: ChainPattern) -> bool:
 class BackendSurvey(NamedTuple):
     """What one backend holds, or why that cannot be told. ``owned``: rules that name interfaces of ours.
 
-    ``scanned`` and ``owned`` are about the chains that were selected, by family; ``chains`` are all.
+    ``scanned`` and ``owned`` are about the chains that were selected, by family; ``chains`` are all. ``refusals``:
+    why tables cannot be changed.
     """
 
     name: BackendName
@@ -344,6 +374,7 @@ class BackendSurvey(NamedTuple):
     owned: Mapping[Family, int]
     chains: Sequence[Chain] = ()
     error: NetsweepError | None = None
+    refusals: Mapping[Table, str] = MappingProxyType({})
 
 
 def survey(options: Options) -> list[BackendSurvey]:
@@ -355,8 +386,9 @@ def survey(options: Options) -> list[BackendSurvey]:
             with closing(open_backend(name, policy.names.prefilter)) as backend:
                 report = Report("doctor")
                 tables, scan = _read(backend, options, Patience(options.wait, report), report, everywhere=True)
-        except NetsweepError as error:
-            found.append(BackendSurvey(name, None, {}, {}, error=error))
+                refusals = {table: why for table in tables if (why := backend.refusal(table))}
+        except Exception as error:
+            found.append(BackendSurvey(name, None, {}, {}, error=explain(error)))
             continue
         scanned, owned = Counter[Family](), Counter[Family]()
         for chain in filter(options.selects, scan.chains):
@@ -364,7 +396,7 @@ def survey(options: Options) -> list[BackendSurvey]:
         for rule in scan.rules:
             if options.selects(rule.chain):
                 owned[rule.chain.table.family] += policy.owned([rule])
-        found.append(BackendSurvey(name, tables, scanned, owned, scan.chains))
+        found.append(BackendSurvey(name, tables, scanned, owned, scan.chains, refusals=refusals))
     return found
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 from netsweep.errors import BusyError, ContentionError
+from netsweep.host.observer import TOLD_AFTER, observer
 from netsweep.report import Report
 
 T = TypeVar("T")
@@ -16,7 +18,7 @@ _PAUSE = 0.002
 
 
 class Patience:
-    """Retries what others interfere with, for ``seconds`` in all, however often it is asked.
+    """Retries what others interfere with, for ``seconds`` in all, however often it is asked, and tells of it.
 
     What counts is the time of attempts that failed. Waiting for locks, which ``report`` tells of, has
     bounds of its own.
@@ -37,17 +39,32 @@ class Patience:
 
         Raises :class:`BusyError` when time is up.
         """
-        while True:
-            began = time.monotonic() - self._waited()
-            try:
-                return attempt()
-            except ContentionError as error:
-                time.sleep(min(_PAUSE, max(self._left, 0)))
-                self._left -= time.monotonic() - self._waited() - began
-                if self.exhausted:
-                    raise BusyError(
-                        f"timed out after {self.seconds:g} s: {error}; try again, or raise --wait"
-                    ) from None
+        told, why = False, ""
+
+        def describe() -> str:
+            end = f"; trying again for {math.ceil(self._left)} s" if math.isfinite(self._left) else ""
+            return "" if self.exhausted else f"{why}{end}"
+
+        try:
+            while True:
+                began = time.monotonic() - self._waited()
+                try:
+                    return attempt()
+                except ContentionError as error:
+                    time.sleep(min(_PAUSE, max(self._left, 0)))
+                    self._left -= time.monotonic() - self._waited() - began
+                    why = str(error)
+                    if self.exhausted:
+                        raise BusyError(
+                            f"timed out after {self.seconds:g} s: {error}; try again, or raise --wait"
+                        ) from None
+                if self.seconds - self._left >= TOLD_AFTER:
+                    told = True
+                    # Each time, as a wait for a lock may have been told of meanwhile.
+                    observer.get().waiting(describe)
+        finally:
+            if told:
+                observer.get().waiting(None)
 
     def _waited(self) -> float:
         taken = (self._report.subnet_lock, self._report.xtables_lock)

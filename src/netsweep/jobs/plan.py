@@ -19,7 +19,7 @@ from netsweep.model import Chain
 
 
 class _Node:
-    """A rule of the chain as it is to be, in a linked list. ``at``: how many standing rules are up to here."""
+    """A rule of the chain as it will be, in a linked list. ``at``: how many present rules there are up to here."""
 
     __slots__ = ("at", "before", "behind", "handle", "identity", "raw")
 
@@ -55,7 +55,7 @@ class _Line:
         node = self._place(after, before)
         if node is None:
             raise NetsweepError(
-                f"the rules around a place in {chain} have gone or changed sides: nothing was restored, "
+                f"the rules around a place in {chain} are gone or in another order: nothing was restored, "
                 "the journal no longer fits"
             )
         for each in saved:
@@ -134,7 +134,7 @@ class _Line:
         return first if self._found(after[0]) else self._behind_planned(first, last)
 
     def _behind_planned(self, node: _Node, last: _Node | None = None) -> _Node:
-        """The last of the rules that are to be put right behind ``node``, ahead of ``last``."""
+        """The last of the rules that are inserted right after ``node``, ahead of ``last``."""
         while node.behind.raw is not None and node.behind is not last:
             node = node.behind
         return node
@@ -183,6 +183,6 @@ def plan(
 
 
 def _without_handles(saved: Saved) -> Saved:
-    """``saved`` for a table that was made anew, whose handles name other rules."""
+    """``saved`` for a table that was created again, whose handles name other rules."""
     after, before = (tuple(anchor._replace(handle=None) for anchor in side) for side in (saved.after, saved.before))
     return saved._replace(handle=None, after=after, before=before)

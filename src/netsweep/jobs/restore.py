@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -13,12 +14,13 @@ from netsweep.firewall.ipset import set_name
 from netsweep.firewall.opening import open_backend
 from netsweep.host import locks
 from netsweep.host.capabilities import require_net_admin
+from netsweep.host.observer import observer
 from netsweep.jobs import journal
 from netsweep.jobs.journal import Saved
 from netsweep.jobs.look import reporting
 from netsweep.jobs.patience import Patience
 from netsweep.jobs.plan import plan
-from netsweep.model import Chain, Table
+from netsweep.model import Chain, Rule, Table
 from netsweep.profiles import options
 from netsweep.report import LockTimes, Report
 
@@ -26,21 +28,25 @@ Entries = Mapping[Chain, Sequence[Sequence[Saved]]]
 """The entries of a journal by chain, oldest first."""
 
 
-def restore(path: str | os.PathLike[str], wait: float | None = None, *, force: bool = False) -> Report:
+def restore(
+    path: str | os.PathLike[str], wait: float | None = None, *, force: bool = False, dry_run: bool = False
+) -> Report:
     """Put back what the journal at ``path`` says was deleted; the report's backends say how much.
 
     ``wait``: seconds to wait and to retry for. ``force``: restore a journal of another network namespace.
+    ``dry_run``: only check, and report the rules that would be put back, with their places.
     All is checked before the first table is changed. A restore that was stopped can be run again to go on.
     Raises :class:`~netsweep.errors.NetsweepError`.
     """
     wait = options.WAIT if wait is None else options.seconds("wait", wait)
     path = options.path("journal", path)
-    report = Report("restore")
+    report = Report("restore", dry_run=dry_run)
     with reporting(report), ExitStack() as stack:
         require_net_admin()
         entries, bridges, namespace = journal.read(path)
-        # Two restores of one journal at the same time would both find its rules missing.
-        stack.enter_context(locks.held(LockTimes(path), wait, mode=0o600, what="journal", option="--wait"))
+        if not dry_run:
+            # Two restores of one journal at the same time would both find its rules missing.
+            stack.enter_context(locks.held(LockTimes(path), wait, mode=0o600, what="journal", option="--wait"))
         if namespace != journal.namespace() and not force:
             raise NetsweepError(
                 f"journal {path!a} is of another network namespace, or of before a reboot: nothing was restored; "
@@ -54,12 +60,12 @@ def restore(path: str | os.PathLike[str], wait: float | None = None, *, force: b
             stack.callback(backends[name].close)
         patience = Patience(wait, report)
         # What no longer fits, in any table, has to be known before the first one is changed.
-        for act in (_check, _put_back):
+        for act in (_check,) if dry_run else (_check, _put_back):
             for table, of_table in tables.items():
                 patience.retry(partial(act, backends[table.backend], table, of_table, wait, report))
         if bridges:
             report.warn(f"bridges are not brought back: {', '.join(sorted(set(bridges)))}")
-        if not report.restored:
+        if not (report.returning if dry_run else report.restored):
             why = "every rule of the journal stands already" if entries else "there are no rules in the journal"
             raise NetsweepError(f"{why}: nothing was restored")
     return report
@@ -70,6 +76,17 @@ def _check(backend: Backend, table: Table, entries: Entries, wait: float, report
         if additions:
             transaction.insert(additions)
             transaction.check()
+    if report.dry_run:
+        report.returning += _rules(backend, additions)
+
+
+def _rules(backend: Backend, additions: Sequence[Addition]) -> Iterator[Rule]:
+    """The rules of ``additions``, which are in chain order, as they would stand."""
+    ahead = Counter[Chain]()
+    for chain, place, rules in additions:
+        for raw in rules:
+            ahead[chain] += 1
+            yield Rule(chain, place + ahead[chain], None, backend.spec_of(chain.table, raw))
 
 
 def _put_back(backend: Backend, table: Table, entries: Entries, wait: float, report: Report) -> None:
@@ -81,6 +98,7 @@ def _put_back(backend: Backend, table: Table, entries: Entries, wait: float, rep
                 transaction.insert(batch)
                 transaction.commit()
                 report.of(table.backend, table.family).restored += sum(len(addition.rules) for addition in batch)
+                observer.get().working(f"restored {report.restored:,} rules")
     finally:
         report.xtables_lock = xtables if xtables.held_ms else None
 

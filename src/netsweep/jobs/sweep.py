@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from netsweep.errors import NetsweepError, TableError
 from netsweep.firewall import Backend
 from netsweep.host import locks, priority
+from netsweep.host.observer import observer
 from netsweep.jobs.locked import subnet_locked
 from netsweep.jobs.look import Judge, look_around, opened, reporting
 from netsweep.jobs.patience import Patience
@@ -68,11 +69,12 @@ def find_orphans(options: Options, *, keep: bool = False, command: Command = "li
         report.kept = [finding for finding in findings if keep and finding.verdict is not Verdict.ORPHAN]
         report.elsewhere = len(judge.policy.orphans(look.elsewhere, life))
         if dry_run:
-            _check_number(options, len(report.orphans), len(leaked))
+            check_number(options, len(report.orphans), len(leaked))
     return report
 
 
-def _check_number(options: Options, rules: int, bridges: int = 0) -> None:
+def check_number(options: Options, rules: int, bridges: int = 0) -> None:
+    """Raise :class:`NetsweepError` where more would go than ``options`` allow."""
     if options.max_deletes is not None and rules + bridges > options.max_deletes:
         going = count(rules, "rule") + (f" and {count(bridges, 'bridge')}" if bridges else "")
         raise NetsweepError(f"{going} would go, which is more than --max-deletes {options.max_deletes:,}")
@@ -88,7 +90,7 @@ def sweep(options: Options) -> Report:
         reporting(report),
         Judge(options) as judge,
         opened(options, judge.prefilter, writes=True) as backends,
-        _journal(options) as journal,
+        _journal(options, report) as journal,
     ):
         patience = Patience(options.wait, report)
         refused: dict[Table, str] = {}
@@ -99,14 +101,16 @@ def sweep(options: Options) -> Report:
             while more:
                 rules, _, life, more = look_around(options, backends, judge, patience, report, limit)
                 orphans = _as_numbered_at_first(judge.policy.orphans(rules, life), report)
-                _check_number(options, report.deleted + len(orphans), report.bridges_deleted)
+                check_number(options, report.deleted + len(orphans), report.bridges_deleted)
                 if more or len(orphans) > MANY:
                     priority.calm_down()
                 kept = [rule for rule in orphans if rule.chain.table in refused]
                 if wanted := [rule for rule in orphans if rule.chain.table not in refused]:
                     if journal:
                         journal.check(wanted)
-                    kept += delete_rules(options, backends, wanted, judge, journal, patience, refused, report)
+                    kept += delete_rules(
+                        options, backends, wanted, judge, journal, patience, refused, report, more=more
+                    )
                 if limit and 2 * len(wanted) < limit:
                     limit *= 2  # mostly rules that stay: the next look has to see behind them
                 if time.monotonic() > began + options.wait:
@@ -140,13 +144,13 @@ def _bridges_deleted(
         if look.leaked and (journal or options.max_deletes is not None):
             rules, _, life, _ = look_around(options, backends, judge, patience, report)
             orphans = judge.policy.orphans(rules, presumed_gone(life, look.leaked))
-            _check_number(options, len(orphans), len(look.leaked))
+            check_number(options, len(orphans), len(look.leaked))
             if journal:
                 journal.check(orphans)
         failures = bridges.delete(look, journal)
         judge.ignored = bridges.unwanted.__contains__
         yield failures
-        # Not where sweeping the rules ended early: as long as they are left, nobody else is to lease the names.
+        # Not where sweeping the rules ended early: as long as they are left, nobody else should lease the names.
         failures += bridges.remove_leases()
 
 
@@ -165,18 +169,23 @@ def delete_rules(
     patience: Patience,
     refused: dict[Table, str],
     report: Report,
+    *,
+    more: bool = False,
 ) -> list[Rule]:
     """Delete ``orphans``, portion by portion, and return those of tables that refuse.
 
-    Why a table refuses is added to ``refused``; it does not stop the others.
+    Why a table refuses is added to ``refused``; it does not stop the others. ``more``: there may be others.
     """
     pending, kept = orphans, list[Rule]()
+    total = "" if more else f" of {report.deleted + len(orphans):,}"
     # A journal is of one table at a time.
     apart = journal is not None
     try:
         while pending:
             backend = backends[pending[0].chain.table.backend]
             portion = list(itertools.islice(_together(pending, apart or not backend.spans_tables), backend.batch))
+            now = f", {len(portion):,} more at once" if len(portion) > MANY else ""
+            observer.get().working(f"deleted {report.deleted:,}{total} rules{now}")
             attempt = partial(_delete_some, options, backend, portion, judge, journal, report)
             try:
                 deleted = patience.retry(attempt)
@@ -218,7 +227,7 @@ def _delete_some(
         life = judge.leased_since(living)
         orphans = judge.policy.orphans(transaction.rules, life)
         if orphans:
-            _check_number(options, report.deleted + len(orphans))
+            check_number(options, report.deleted + len(orphans))
             transaction.delete(orphans)
             if journal:
                 journal.record(orphans, transaction)
@@ -230,14 +239,23 @@ def _delete_some(
 
 
 @contextmanager
-def _journal(options: Options) -> Iterator[Journal | None]:
+def _journal(options: Options, report: Report) -> Iterator[Journal | None]:
+    """The journal, where one was asked for; where it is, and what it is of, is in the report."""
     if options.journal is None:
         yield None
         return
     from netsweep.jobs.journal import Journal  # most runs need none
 
     with Journal(options.journal) as journal:
-        yield journal
+        try:
+            yield journal
+        except SystemExit as stopped:
+            # A signal: nobody gets to see the report. That something was deleted may not be known yet.
+            vars(stopped)["journal"] = journal.path
+            raise
+        finally:
+            if report.changed:
+                report.journal = journal.path
 
 
 def _together(rules: Sequence[Rule], apart: bool) -> Iterator[Rule]:

@@ -33,7 +33,7 @@ def teardown(options: Options, names: Sequence[str], subnet: str | None = None, 
 
     ``subnet``: that of the one network, where neither its lease nor its bridge tells. ``force``: also where another
     running process leases it. The leases go last, so that nobody else gets the name while it is taken down.
-    Raises :class:`~netsweep.errors.NetsweepError` where anything of a network is left; the rest is done all the same.
+    Raises :class:`~netsweep.errors.NetsweepError` where anything of a network is left; the rest is done anyway.
     """
     report, failures = Report("teardown"), list[NetsweepError]()
     with reporting(report):
@@ -116,7 +116,7 @@ def _checked(owned: Names, names: Sequence[str], subnet: str | None) -> list[Net
     if subnet is None:
         return []
     if len(set(names)) > 1:
-        raise UsageError("--subnet is that of one network: give one name")
+        raise UsageError("--subnet is for one network: give one name")
     try:
         return [ipaddress.ip_network(subnet, strict=False)]
     except ValueError as error:
@@ -147,9 +147,9 @@ def _delete_bridge(
     with subnet_locked(options, report):
         now = _checked_bridge(find_at_once(name=name), name, names)
         if other := owners.others(owners.read_again(), (name, *(now.aliases if now else ()))):
-            raise NetsweepError(f"{name} was left alone: {other}; --force tears it down all the same")
+            raise NetsweepError(f"{name} was left alone: {other}; --force tears it down anyway")
         if (link and link.ifindex) != (now and now.ifindex):
-            raise ContentionError(f"{name} was made anew meanwhile")
+            raise ContentionError(f"{name} was created again meanwhile")
         if link is None or bridge is None:
             return
         finish = links.delete(link.ifindex)
@@ -172,7 +172,7 @@ def _checked_bridge(link: Link | None, name: str, names: Names) -> Link | None:
         raise NetsweepError(f"{name} was left alone: it is not a bridge, but {link.kind or 'hardware'}")
     for alias in link.aliases if link else ():
         if names.protects(alias):
-            raise NetsweepError(f"{name} was left alone: it is called {alias} too, which is protected")
+            raise NetsweepError(f"{name} was left alone: its alternative name {alias} is protected")
     return link
 
 
@@ -208,7 +208,7 @@ def _delete_rules(
 def _remove_leases(options: Options, names: Sequence[str], owners: _Owners, report: Report) -> None:
     """Remove the leases of networks that are gone, but those of processes that lease the names now.
 
-    Raises :class:`NetsweepError` where one of ``names`` is there again, and nobody leased it.
+    Raises :class:`NetsweepError` where one of ``names`` exists again, and nobody leased it.
     """
     found = owners.read()
     free = [name for name in names if not owners.others(found, [name])]
@@ -220,7 +220,7 @@ def _remove_leases(options: Options, names: Sequence[str], owners: _Owners, repo
             without.replace()
         report.leases_removed += without.removed
     if back:
-        raise NetsweepError(f"{back[0]} was made again meanwhile")
+        raise NetsweepError(f"{back[0]} was created again meanwhile")
 
 
 def _together(failures: Sequence[NetsweepError]) -> NetsweepError:

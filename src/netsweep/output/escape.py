@@ -16,6 +16,18 @@ def escape(text: str) -> str:
     return text.replace("##[", "#\\x23[")
 
 
+def shell_word(text: str) -> str:
+    """``text`` as one word for a shell, safe to print; where it is not plain, in the quotes of bash, ksh and zsh."""
+    import shlex  # most runs need none
+
+    quoted = shlex.quote(text)
+    if escape(quoted) == quoted:
+        return quoted
+    data = text.encode("utf-8", "surrogateescape")
+    shown = (chr(byte) if 0x20 < byte < 0x7F and byte not in b"\\'#" else f"\\x{byte:02x}" for byte in data)
+    return f"$'{''.join(shown)}'"
+
+
 def _escape_character(character: str) -> str:
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:  # a surrogate escape (PEP 383)

@@ -48,7 +48,7 @@ def explain(error: Exception) -> NetsweepError:
             return NotPermittedError(f"not permitted: {_reason(error)}; run as root")
         return NetsweepError(f"a system call failed: {_reason(error)}")
     if isinstance(error, ImportError):
-        return NoBackendError(f"{error}: install netsweep again")
+        return NoBackendError(f"{error}: install netsweep-firewall again")
     return NetsweepError(f"unexpected {type(error).__name__}: {error}; please report this as a bug")
 
 

@@ -8,14 +8,14 @@ from dataclasses import asdict
 from itertools import islice
 from typing import Any, TextIO
 
-from netsweep.model import BridgeFinding, Finding
+from netsweep.model import BridgeFinding, Finding, Rule
 from netsweep.report import BackendReport, LockTimes, Report
 from netsweep.version import __version__
 
 SCHEMA = 1
 """Version of the JSON; grows when a field changes its meaning, not when one is added."""
 
-_RULE_LISTS = ("orphans", "negated", "kept", "bridges")
+_RULE_LISTS = ("orphans", "negated", "kept", "bridges", "returning")
 
 
 def write_json(report: Report, out: TextIO) -> None:
@@ -49,6 +49,7 @@ def _fields(report: Report) -> Iterator[tuple[str, Any]]:
     yield "kept", map(_rule_dict, report.kept)
     yield "bridges", map(_bridge_dict, report.bridges)
     yield "bridges_scanned", report.bridges_scanned
+    yield "bridges_live", report.bridges_live
     yield "bridges_deleted", report.bridges_deleted
     yield "stale_leases", report.stale_leases
     yield "leases_removed", report.leases_removed
@@ -58,13 +59,20 @@ def _fields(report: Report) -> Iterator[tuple[str, Any]]:
     yield "elsewhere", report.elsewhere
     yield "leases", report.leases and asdict(report.leases)
     yield "locks", {"subnet": _lock_dict(report.subnet_lock), "xtables": _lock_dict(report.xtables_lock)}
+    yield "returning", map(_undecided_dict, report.returning)
+    yield "journal", report.journal
     yield "duration_ms", round(report.duration_ms, 1)
     yield "warnings", report.warnings
     yield "errors", report.errors
 
 
 def _rule_dict(finding: Finding) -> dict[str, Any]:
-    rule, spec = finding.rule, finding.rule.spec
+    decided = {"verdict": finding.verdict.value, "reason": finding.reason, "live_traffic": finding.live_traffic}
+    return {**_undecided_dict(finding.rule), "bridge": finding.bridge, **decided}
+
+
+def _undecided_dict(rule: Rule) -> dict[str, Any]:
+    spec = rule.spec
     return {
         "backend": rule.chain.table.backend,
         "family": rule.chain.table.family.value,
@@ -72,16 +80,16 @@ def _rule_dict(finding: Finding) -> dict[str, Any]:
         "chain": rule.chain.name,
         "position": rule.position,
         "handle": rule.handle,
-        "bridge": finding.bridge,
+        "bridge": None,
         "in": spec.in_interface and str(spec.in_interface),
         "out": spec.out_interface and str(spec.out_interface),
         "source": spec.source,
         "destination": spec.destination,
         "target": spec.target,
         "comment": spec.comment,
-        "verdict": finding.verdict.value,
-        "reason": finding.reason,
-        "live_traffic": finding.live_traffic,
+        "verdict": None,
+        "reason": None,
+        "live_traffic": None,
     }
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from netsweep.model import BridgeFinding, Family, Finding, Verdict
-from netsweep.output.escape import escape
+from netsweep.model import BridgeFinding, Family, Finding, Rule, Spec, Verdict
+from netsweep.output.escape import escape, shell_word
 from netsweep.policy.patterns import ALL_CHAINS
 from netsweep.report import Report
 
@@ -34,20 +34,45 @@ def text_lines(report: Report, *, verbose: bool = False) -> Iterator[str]:
     if report.negated:
         yield from _negated(report, None if verbose else ROWS_MAX)
         yield ""
-    kept = [finding for finding in report.kept if finding.verdict is not Verdict.NEGATED or not report.negated]
-    bridges = [finding for finding in report.bridges if finding.verdict is not Verdict.LEAKED]
+    bridges, kept = kept_of(report)
     if kept or bridges:
         yield "Kept, and why:"
         yield from map(_bridge_line, bridges)
         yield from map(_rule_line, kept)
         yield ""
+    if report.returning:
+        yield from returning_lines(report)
+        yield ""
+    yield from last_lines(report, verbose=verbose)
+
+
+def returning_lines(report: Report) -> Iterator[str]:
+    """The rules that a restore would put back, where they would stand; safe to print."""
+    return map(_rule_in_place, report.returning)
+
+
+def last_lines(report: Report, *, verbose: bool = False) -> Iterator[str]:
+    """What ends a report: the leases where ``verbose``, and what was found and done; safe to print."""
     if verbose and (leases := report.leases) and leases.exists:
         yield f"Lease file {escape(leases.path)}: {count(leases.leases, 'lease')}, {leases.running} in force."
     yield summary(report, verbose=verbose)
+    if undo := undo_line(report):
+        yield undo
+
+
+def undo_line(report: Report) -> str | None:
+    """How the rules that a sweep deleted come back, where it wrote them down; safe to print."""
+    return f"Undo: netsweep restore {shell_word(report.journal)}" if report.journal and report.deleted else None
+
+
+def kept_of(report: Report) -> tuple[list[BridgeFinding], list[Finding]]:
+    """The bridges and the rules that stay; without the rules that a report shows with what they do to live traffic."""
+    bridges = [finding for finding in report.bridges if finding.verdict is not Verdict.LEAKED]
+    return bridges, [each for each in report.kept if each.verdict is not Verdict.NEGATED or not report.negated]
 
 
 def _grouped(findings: Iterable[Finding], limit: int | None) -> Iterator[str]:
-    groups = Counter((f.bridge or "", *_place(f)) for f in findings)
+    groups = Counter((f.bridge or "", *place(f)) for f in findings)
     ordered = sorted(groups)
     rows = [("BRIDGE", "BACKEND", "TABLE/CHAIN", "RULES")]
     rows += [
@@ -68,34 +93,52 @@ def _grouped(findings: Iterable[Finding], limit: int | None) -> Iterator[str]:
 def _negated(report: Report, limit: int | None) -> Iterator[str]:
     """Rules that stay though their bridge is gone, and may be why a host misbehaves."""
     number = len(report.negated)
-    one = number == 1
-    yield (
-        f"{count(number, 'rule')} that {'matches' if one else 'match'} everything but a bridge that is gone still "
-        f"{'matches' if one else 'match'} live traffic:"
-    )
+    yield negated_heading(number)
     yield from map(_rule_line, report.negated[:limit])
     if limit is not None and number > limit:
         yield f"... {count(number - limit, 'more rule')} (-v lists every rule)"
-    yield (
-        "They stay. Where the profile has no forms for such rules, --include-negated sweeps those that also restrict "
-        "source, destination or ports."
+    yield negated_advice(number)
+
+
+def negated_heading(number: int) -> str:
+    """What is said of ``number`` rules that stay though their bridge is gone."""
+    match = "matches" if number == 1 else "match"
+    return f"{count(number, 'rule')} that {match} everything but a bridge that is gone still {match} live traffic:"
+
+
+def negated_advice(number: int) -> str:
+    """What can be done about ``number`` rules that stay though their bridge is gone."""
+    return (
+        f"{'It stays' if number == 1 else 'They stay'}. Where the profile has no forms for such rules, "
+        "--include-negated sweeps those that also restrict source, destination or ports."
     )
 
 
 def _bridge_line(finding: BridgeFinding) -> str:
     bridge = finding.bridge
     where = f" {bridge.subnet}" if bridge.subnet else ""
-    reason = finding.reason.removeprefix(f"{finding.verdict.value}: ")
-    return f"bridge {escape(bridge.name)}{where} -- {finding.verdict.value}: {escape(reason)}"
+    return f"bridge {escape(bridge.name)}{where} -- {finding.verdict.value}: {reason_of(finding)}"
 
 
 def _torn_down(finding: BridgeFinding) -> str:
     return _bridge_line(finding).partition(" -- ")[0]
 
 
-def _place(finding: Finding) -> tuple[str, str]:
-    table = finding.rule.chain.table
-    return _label(table.backend, table.family), f"{table.name}/{finding.rule.chain.name}"
+def reason_of(finding: Finding | BridgeFinding) -> str:
+    """Why a rule or a bridge has its verdict; safe to print."""
+    reason = escape(finding.reason.removeprefix(f"{finding.verdict.value}: "))
+    target = finding.live_traffic if isinstance(finding, Finding) else None
+    return f"{reason} ({escape(target)})" if target else reason
+
+
+def place(finding: Finding) -> tuple[str, str]:
+    """Backend and family, and table and chain, of a rule."""
+    return _place_of(finding.rule)
+
+
+def _place_of(rule: Rule) -> tuple[str, str]:
+    table = rule.chain.table
+    return _label(table.backend, table.family), f"{table.name}/{rule.chain.name}"
 
 
 def _label(backend: str, family: Family) -> str:
@@ -103,8 +146,16 @@ def _label(backend: str, family: Family) -> str:
 
 
 def _rule_line(finding: Finding) -> str:
-    rule, spec = finding.rule, finding.rule.spec
-    parts = [*map(escape, _place(finding)), f"{rule.position}:"]
+    return f"{_rule_in_place(finding.rule)} -- {finding.verdict.value}: {reason_of(finding)}"
+
+
+def _rule_in_place(rule: Rule) -> str:
+    where = f"{' '.join(map(escape, _place_of(rule)))} {rule.position}:"
+    return " ".join([where, *rule_parts(rule.spec)])
+
+
+def rule_parts(spec: Spec) -> Iterator[str]:
+    """A rule as iptables writes it: each option with its value, then the comment in quotes; safe to print."""
     for option, value in (
         ("-s", spec.source),
         ("-d", spec.destination),
@@ -116,11 +167,9 @@ def _rule_line(finding: Finding) -> str:
         if value:
             text = str(value)
             inverted = "! " if text.startswith("!") else ""
-            parts.append(f"{inverted}{option} {escape(text.removeprefix('!'))}")
+            yield f"{inverted}{option} {escape(text.removeprefix('!'))}"
     if spec.comment is not None:
-        parts.append(f'"{escape(spec.comment)}"')
-    harm = f" ({escape(finding.live_traffic)})" if finding.live_traffic else ""
-    return f"{' '.join(parts)} -- {finding.verdict.value}: {escape(finding.reason)}{harm}"
+        yield f'"{escape(spec.comment)}"'
 
 
 def summary(report: Report, *, verbose: bool = False) -> str:
@@ -135,6 +184,10 @@ def summary(report: Report, *, verbose: bool = False) -> str:
         rest = f", {left:,} left: run it again" if done.startswith("deleted") and left else ""
         return f"Failed after {took}; {done}{rest}."
     if report.command == "restore":
+        if report.dry_run:
+            numbers = Counter(_place_of(rule)[0] for rule in report.returning)
+            where = ", ".join(f"{label}: {number:,}" for label, number in numbers.items())
+            return f"Would restore {count(len(report.returning), 'rule')} ({where}); nothing was changed."
         restored = ", ".join(f"{_label(b.name, b.family)}: {b.restored:,}" for b in report.backends)
         return f"Restored {count(report.restored, 'rule')} in {took} ({restored})."
     if report.command == "teardown":

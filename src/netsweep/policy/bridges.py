@@ -58,7 +58,7 @@ class BridgePolicy:
         if leased.leases:
             return Verdict.LEAKED, leased.dead
         if bridge.age is None:
-            return Verdict.UNDECIDABLE, "age unknown: it has no address of its own whose age the kernel tells"
+            return Verdict.UNDECIDABLE, "age unknown: it has no address of its own with an age in the kernel"
         if self._min_age is None or bridge.age < self._min_age:
             return Verdict.UNDECIDABLE, f"{duration(bridge.age)} old, and not leased"
         return Verdict.LEAKED, f"not leased, and {duration(bridge.age)} old"

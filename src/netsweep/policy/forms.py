@@ -5,7 +5,7 @@ matches are negated, whether there is a source, a destination, a protocol and po
 name, and the target. A rule has the form where all of these are the same and nothing else is in it.
 ``{name}`` is the same name of ours everywhere; ``{other}`` is any interface; ``{ip}`` is a single address;
 ``{proto}`` is any protocol, and as a match its extension. Ports are one port of the destination. Other words in
-braces only tell readers what stands there.
+braces only tell readers what is there.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def form_of(text: str) -> Form:
             argued = argued or word == "-p"
         elif word in ("-m", "-j", "-g", "-f"):
             if negated:
-                raise _wrong(text, f"'!' cannot stand before {word}")
+                raise _wrong(text, f"'!' cannot come before {word}")
             if word in ("-f", "-g"):
                 matches.add(word)
             if word != "-f":
@@ -122,13 +122,13 @@ def form_of(text: str) -> Form:
             if word in _PHYSDEV_OPTIONS:
                 physdev.append(("!" if negated else "") + _argument(text, word, words))
             if word in _OTHER_PORTS or (word in _ONE_PORT and negated):
-                raise _wrong(text, f"of {word} a form can only say '--dport {{port}}', for one port of the destination")
+                raise _wrong(text, f"with {word}, a form can only have '--dport {{port}}', for one destination port")
             found["ports"] = bool(found.get("ports")) or word in (*_ONE_PORT, *_SEVERAL_PORTS)
         elif word.startswith("-") or not argued or negated:
-            raise _wrong(text, f"{word!a} is not known, or stands where it cannot")
+            raise _wrong(text, f"{word!a} is not known, or not allowed there")
         negated = False
     if negated:
-        raise _wrong(text, "'!' stands before nothing")
+        raise _wrong(text, "nothing follows '!'")
     protocol = found.get("protocol")
     if isinstance(protocol, str):
         found["protocol"] = _PROTOCOL_ALIASES.get(protocol, protocol)
@@ -184,7 +184,7 @@ def _set(found: dict[str, object], slot: str, value: str, text: str) -> None:
 def _argument(text: str, word: str, words: Iterator[str]) -> str:
     value = next(words, "")
     if not value or value.startswith("-") or value == "!":
-        raise _wrong(text, f"nothing stands behind {word}")
+        raise _wrong(text, f"nothing follows {word}")
     return value
 
 

@@ -33,7 +33,7 @@ class Names:
         guard = f"(?!{'|'.join(map(re.escape, protected))})" if protected else ""
         by_prefix = [f"(?:{'|'.join(map(re.escape, prefixes))})[0-9a-f]+"] if prefixes else []
         owned = f"{guard}(?:{'|'.join([*by_prefix, *map(expression_of, globs)])})"
-        # What stands before a name is looked at last: a search for the names themselves is many times faster.
+        # What comes before a name is looked at last: a search for the names themselves is many times faster.
         mentioned = "|".join(rf"{each}(?<![^\W_]{each})(?<![\udc80-\udcff]{each})" for each in map(re.escape, prefixes))
         guarded = rf"(?:{'|'.join(map(re.escape, protected))})[^\s/:]*" if protected else r"(?!)"
         self._is_owned = re.compile(owned).fullmatch

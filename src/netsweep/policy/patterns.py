@@ -12,7 +12,7 @@ from typing import NamedTuple
 from netsweep.model import INTERFACE_NAME_MAX, Chain, Family
 
 LITERALS_MIN = 2
-"""How many characters of a glob for interfaces have to stand as they are before its first wildcard: rules are
+"""How many literal characters a glob for interfaces has to have before its first wildcard: rules are
 searched for these, and a shorter glob would own what others named."""
 
 STARS_MAX = 3
@@ -37,7 +37,7 @@ _PREFIX_CHARACTERS = frozenset(f"{string.ascii_letters}{string.digits}._-")
 _PREFIX_SHAPE = f"give 1 to {INTERFACE_NAME_MAX - 1} letters, digits, dots, dashes or underscores, as hm"
 
 _EXPRESSION = frozenset("{}()^$|\\+")
-"""What stands in regular expressions, and in no name."""
+"""Characters of regular expressions that no name has."""
 
 _REPEATED = r"(\[[^\]]*\]|[^\]])\{(\d{1,2})\}"
 
@@ -93,7 +93,7 @@ def _check_glob(glob: str) -> None:
         raise ValueError(f"{glob!a} cannot be the name of an interface")
     if len(beginning) < LITERALS_MIN:
         raise ValueError(
-            f"name {glob!a} is too wide: at least {LITERALS_MIN} characters have to stand before the first wildcard"
+            f"name {glob!a} is too wide: at least {LITERALS_MIN} characters have to come before the first wildcard"
         )
     if len(re.sub(_SET, "?", glob).replace("*", "")) > INTERFACE_NAME_MAX:
         raise ValueError(f"name {glob!a} is longer than the {INTERFACE_NAME_MAX} characters of an interface's name")
@@ -136,6 +136,12 @@ def _suggested(pattern: str) -> str:
 
 def check_names(prefixes: Iterable[str], protected: Iterable[str], globs: Iterable[str]) -> None:
     """Raise :class:`ValueError` where one of these cannot be given."""
+    prefixes, protected, globs = list(prefixes), list(protected), list(globs)
+    for option, texts in (("prefix", prefixes), ("protect", protected), ("name", globs)):
+        # The kernel allows commas in names, but who writes one means a list, and one name would protect nothing.
+        for text in texts:
+            if "," in re.sub(_SET, "", text):
+                raise ValueError(f"{text!a} is a list, not a name: give --{option} once for each")
     for prefix in prefixes:
         _check_prefix(prefix)
     for prefix in protected:
@@ -175,13 +181,11 @@ def chain_pattern(text: str) -> ChainPattern:
     family = _FAMILIES.get(before) if colon else None
     table, slash, chain = (after if family else text).partition("/")
     if not family and "/" in chain and table in _FAMILIES:
-        raise ValueError(f"there can be no chain {text!a}: a family stands before a colon, as {table}:{chain}")
+        raise ValueError(f"invalid chain {text!a}: a family is followed by a colon, as {table}:{chain}")
     if not (table and slash and chain) or not text.isprintable() or " " in text:
-        raise ValueError(
-            f"there can be no chain {text!a}: give TABLE/CHAIN, as filter/FORWARD, 'raw/*' or 'inet:firewalld/*'"
-        )
+        raise ValueError(f"invalid chain {text!a}: give TABLE/CHAIN, as filter/FORWARD, 'raw/*' or 'inet:firewalld/*'")
     if colon and not family and "/" in after:
-        raise ValueError(f"there can be no chain {text!a}: families are ipv4, ipv6 and inet")
+        raise ValueError(f"invalid chain {text!a}: families are ipv4, ipv6 and inet")
     pattern = ChainPattern(family, table, chain)
     for glob in (table, chain):
         _matcher(glob)

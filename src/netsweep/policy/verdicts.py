@@ -19,8 +19,8 @@ MATCHES_NOTHING = "it matches an interface that is gone"
 COMMENT_GONE = "the interface that its comment belongs to is gone"
 _NEGATED = "it names {} only in a negated match, so it still matches live traffic"
 _NEGATED_GONE = "it names {} only in a negated match, and that is gone: it matched live traffic"
-_CUT_OFF = "a comment of it may be cut off, and may have named another interface"
-_AFTER_EFFECT = "a statement with an effect stands before its match of {}"
+_CUT_OFF = "one of its comments may be cut off, and may have named another interface"
+_AFTER_EFFECT = "a statement with an effect comes before its match of {}"
 _NO_FORM = "it names {}, but it has none of the forms that the profile has for this chain"
 
 
@@ -265,7 +265,7 @@ def _restricts(spec: Spec) -> bool:
 
 
 def _named_elsewhere(spec: Spec, names: Names) -> list[str]:
-    """The names of ours that stand in a rule otherwise than in its ``-i`` and ``-o``."""
+    """The names of ours that a rule has elsewhere than in its ``-i`` and ``-o``."""
     named = [name for comment in spec.comments for name in names.mentioned(comment)]
     if spec.physdev:
         named += [each.name for each in spec.physdev if not each.wildcard and names.owns(each.name)]

@@ -83,7 +83,7 @@ def duration(text: str) -> float:
 
 
 def available() -> list[str]:
-    """The names of the profiles that netsweep brings along, the default first."""
+    """The names of the profiles that come with netsweep, the default first."""
     names = {entry.removesuffix(".toml") for entry in os.listdir(_DIRECTORY) if entry.endswith(".toml")}
     return [DEFAULT, *sorted(names - {DEFAULT})]
 
@@ -102,7 +102,7 @@ def source(name: str) -> str:
         # O_NONBLOCK: a FIFO would let the open hang, and half of a profile may protect nothing.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise UsageError(f"profile {name!a} cannot be read: it is no regular file")
+                raise UsageError(f"profile {name!a} cannot be read: it is not a regular file")
             content = file.read(_SIZE_MAX + 1)
     except PermissionError as error:
         raise NotPermittedError(f"profile {name!a} cannot be read: {error.strerror}") from error
@@ -137,7 +137,7 @@ def _parse(name: str, text: str) -> Profile:
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"profile {name!a} is not TOML: {error}") from error
     except RecursionError as error:
-        raise UsageError(f"profile {name!a} is nested too deep") from error
+        raise UsageError(f"profile {name!a} is nested too deeply") from error
     except ValueError as error:
         raise UsageError(f"profile {name!a}: {error}") from error
 
@@ -158,11 +158,11 @@ def _profile(name: str, content: Mapping[str, Any]) -> Profile:
         if text.count("{name}") != 1 or text.count("{role}") > 1:
             raise ValueError(f"the comment {text!a} has to hold {{name}} once, and {{role}} at most once")
         if _TOUCHES_NAME.search(text):
-            raise ValueError(f"the comment {text!a} has a letter, a digit or {{role}} right beside {{name}}")
+            raise ValueError(f"the comment {text!a} has a letter, a digit or {{role}} next to {{name}}")
     forms = _forms(content.get("forms", {}))
     chains = lists["chains"] or (*lists["private"], *forms)
     if not chains:
-        raise ValueError("it says nowhere to look: give chains, private or forms")
+        raise ValueError("it does not say where to look: give chains, private or forms")
     if not (lists["private"] or lists["comments"] or any(forms.values())):
         raise ValueError("nothing in it makes a rule ours: give private, forms or comments")
     for text in chains:

@@ -15,7 +15,7 @@ from tests.unit.cli.jobs import Jobs, jobs
 
 __all__ = ["jobs"]
 
-COMMANDS = ("list", "sweep", "teardown", "restore", "profiles", "doctor", "demo", "completion")
+COMMANDS = ("list", "sweep", "teardown", "restore", "profiles", "doctor", "schema", "demo", "completion")
 
 CHAINS = ("chain", "all-chains", "family", "include-negated", "settle")
 WHERE = {
@@ -34,29 +34,40 @@ WHERE = {
     "lock-timeout": "30",
     "wait": "5",
 }
+SWEEP = {"dry-run": None, "journal": None, "max-deletes": None, "best-effort": None}
 BRIDGES = {"bridges": None, "min-age": "1h"}
 LOOK = {name: value for name, value in WHERE.items() if name not in ("lock-file", "lock-timeout")}
 WHOSE = {name: value for name, value in WHERE.items() if name not in CHAINS}
-OUTPUT = {"format": "text", "verbose": None}
+RESULT = {"format": "text", "quiet": None, "color": "auto"}
+OUTPUT = {**RESULT, "verbose": None}
 OPTIONS: dict[str, dict[str, str | None]] = {
-    "list": {**LOOK, **BRIDGES, **OUTPUT, "all": None, "exit-code": None},
+    "list": {**LOOK, **BRIDGES, **OUTPUT, "metrics-file": None, "all": None, "exit-code": None},
     "sweep": {
         **WHERE,
         **BRIDGES,
         **OUTPUT,
-        "dry-run": None,
-        "journal": None,
-        "max-deletes": None,
-        "best-effort": None,
+        **SWEEP,
+        "metrics-file": None,
     },
     "teardown": {**WHOSE, **OUTPUT, "subnet": None, "force": None},
-    "restore": {"wait": "5", "format": "text", "force": None},
+    "restore": {**RESULT, "wait": "5", "dry-run": None, "force": None},
     "profiles": {},
-    "doctor": {**WHERE, **BRIDGES, "subnets": "10.200.0.0-10.249.255.255", "format": "text"},
+    "doctor": {
+        **WHERE,
+        **BRIDGES,
+        **SWEEP,
+        "subnets": "10.200.0.0-10.249.255.255",
+        "report": None,
+        "format": "text",
+    },
+    "schema": {},
     "demo": {},
     "completion": {},
 }
 """The options of each command and their defaults."""
+
+VARIABLES = {("teardown", "force"): "NETSWEEP_TEARDOWN_FORCE"}
+"""Variables that are not called as their options."""
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +112,7 @@ def test_help_describes_every_option_with_default_and_variable(
     assert described.keys() - {"help"} == OPTIONS[command].keys()
     for name, default in OPTIONS[command].items():
         words = re.sub(r"\s+", " ", described[name])
-        assert variable(name) in words
+        assert VARIABLES.get((command, name), variable(name)) in words
         assert len(re.sub(r"\[.*?\]", "", words).split()) >= 4, f"--{name} is not described"
         if default is not None:
             assert f"default: {default}]" in words
@@ -213,9 +224,70 @@ def test_flags_can_come_from_the_environment(jobs: Jobs, monkeypatch: pytest.Mon
     assert [(name, named) for name, _, named in jobs.calls] == [
         ("find_orphans", {"keep": True}),
         ("find_orphans", {"command": "sweep", "dry_run": True}),
-        ("restore", {"force": True}),
+        ("restore", {"force": True, "dry_run": True}),
     ]
     assert jobs.calls[-1][1] == ("/tmp/journal", None)
+
+
+def test_what_is_set_for_a_restore_does_not_force_a_teardown(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NETSWEEP_FORCE", "1")
+    assert run(["teardown", "hm1"]) == 0
+    monkeypatch.setenv("NETSWEEP_TEARDOWN_FORCE", "1")
+    assert run(["teardown", "hm1"]) == 0
+    assert [named["force"] for _, _, named in jobs.calls] == [False, True]
+
+
+@pytest.mark.parametrize("value", ["1", "true", "yes", "Yes please"])
+def test_a_teardown_does_not_run_where_a_dry_run_was_asked_for(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], value: str
+) -> None:
+    monkeypatch.setenv("NETSWEEP_DRY_RUN", value)
+    assert run(["teardown", "hm1"]) == 2
+    assert "NETSWEEP_DRY_RUN" in capsys.readouterr().err
+    assert jobs.calls == []
+    monkeypatch.setenv("NETSWEEP_DRY_RUN", "no")
+    assert run(["teardown", "hm1"]) == 0
+
+
+@pytest.mark.parametrize("value", ["ha,kube", "ha kube", "ha, kube", " ha ,\tkube,\n", ",ha,,kube,"])
+@pytest.mark.parametrize("name", ["protect", "prefix", "name"])
+def test_several_values_in_a_variable_are_separated_by_commas_or_blanks(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """As one name it would protect nothing."""
+    monkeypatch.setenv(variable(name), value)
+    protect = [] if name == "protect" else ["--protect", "xx"]
+    assert run(["sweep", *protect]) == 0
+    given: dict[str, Any] = {**({"protect": "xx"} if protect else {}), name: ["ha", "kube"]}
+    assert options_given(jobs) == Options(**given)
+
+
+def test_chains_in_a_variable_are_separated_by_commas_or_blanks(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NETSWEEP_CHAIN", "raw/*,inet:firewalld/* nat/POSTROUTING")
+    assert run(["sweep"]) == 0
+    assert options_given(jobs).chains == ("raw/*", "inet:firewalld/*", "nat/POSTROUTING")
+
+
+@pytest.mark.parametrize("option", ["--protect", "--prefix", "--name"])
+def test_a_list_with_commas_is_no_name(jobs: Jobs, capsys: pytest.CaptureFixture[str], option: str) -> None:
+    assert run(["sweep", option, "hmx,hmy"]) == 2
+    assert f"{option} once for each" in capsys.readouterr().err
+    assert jobs.calls == []
+
+
+def test_of_two_options_that_exclude_each_other_the_command_line_counts(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NETSWEEP_CHAIN", "filter/INPUT")
+    assert run(["sweep", "--all-chains"]) == 0
+    assert options_given(jobs) == Options(all_chains=True)
+    monkeypatch.setenv("NETSWEEP_ALL_CHAINS", "1")
+    assert run(["sweep", "--chain", "filter/OUTPUT"]) == 0
+    assert options_given(jobs) == Options(chain="filter/OUTPUT")
+    # In one place they contradict each other.
+    assert run(["sweep"]) == 2
+    assert run(["sweep", "--chain", "filter/OUTPUT", "--all-chains"]) == 2
+    assert jobs.calls == []
 
 
 @pytest.mark.parametrize("source", ["command line", "environment"])
@@ -236,7 +308,19 @@ def test_flags_that_say_where_to_look_reach_the_job(
 
 @pytest.mark.parametrize("blank", [" ", "\t", " \n "], ids=repr)
 @pytest.mark.parametrize(
-    "name", [*ARGUMENTS, "format", "best-effort", "verbose", "dry-run", "all-chains", "include-negated", "bridges"]
+    "name",
+    [
+        *ARGUMENTS,
+        "format",
+        "best-effort",
+        "verbose",
+        "quiet",
+        "color",
+        "dry-run",
+        "all-chains",
+        "include-negated",
+        "bridges",
+    ],
 )
 def test_a_blank_variable_is_wrong_usage(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, blank: str

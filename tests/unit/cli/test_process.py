@@ -74,8 +74,9 @@ def netsweep(*arguments: str, shell: str = "", **environment: str) -> subprocess
     )
 
 
-def test_the_module_is_the_program() -> None:
-    done = netsweep("--version")
+@pytest.mark.parametrize("option", ["-V", "--version"])
+def test_the_module_is_the_program(option: str) -> None:
+    done = netsweep(option)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"netsweep, version {__version__}\n", "")
 
 
@@ -88,16 +89,33 @@ def test_a_stdout_that_takes_nothing_is_one_clear_failure(option: str, shell: st
     assert (done.returncode, done.stderr) == (1, f"netsweep: could not write to stdout: {reason}\n")
 
 
-def test_a_reader_that_has_gone_is_not_a_bug() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "variables"),
+    [
+        (["--help"], {}),
+        (["list", "--help"], {}),
+        (["--version"], {}),
+        (["profiles"], {}),
+        (["profiles", "docker"], {}),
+        ([], {"_NETSWEEP_COMPLETE": "bash_source"}),
+    ],
+)
+def test_a_reader_that_has_gone_ends_it_in_silence(arguments: list[str], variables: dict[str, str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:
         done = subprocess.run(
-            [*NETSWEEP, "--help"], check=False, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60
+            [*NETSWEEP, *arguments],
+            check=False,
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            env={**os.environ, **variables},
         )
     finally:
         os.close(writer)
-    assert (done.returncode, done.stderr) == (1, "")
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 @pytest.mark.parametrize("shell", ["<&-", "2>&-", "<&- 2>&-"])
@@ -113,9 +131,9 @@ def test_a_completion_script_is_written() -> None:
 
 
 def broken(tmp_path: Path, module: str, content: str) -> str:
-    """A path on which ``module`` cannot be imported."""
+    """A PYTHONPATH on which ``module`` cannot be imported."""
     (tmp_path / f"{module}.py").write_text(content)
-    return str(tmp_path)
+    return os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 @pytest.mark.parametrize(
@@ -124,7 +142,7 @@ def broken(tmp_path: Path, module: str, content: str) -> str:
         (
             "raise ModuleNotFoundError(\"No module named 'click'\")",
             69,
-            "No module named 'click': install netsweep again",
+            "No module named 'click': install netsweep-firewall again",
         ),
         ("raise MemoryError", 1, "out of memory"),
         ("raise OSError(24, 'Too many open files')", 1, "too many open files: raise the limit (ulimit -n)"),

@@ -14,10 +14,12 @@ import pytest
 
 from netsweep.errors import BusyError, ContentionError, NetsweepError, NotPermittedError
 from netsweep.host.files import (
+    check_creatable,
     create_regular,
     describe,
     open_or_create_regular,
     open_regular,
+    put_regular,
     read_regular,
     replace_regular,
 )
@@ -86,7 +88,7 @@ def test_without_proc_a_file_is_not_taken_for_missing(tmp_path: Path, monkeypatc
         return real(name.replace("/proc/", "/nowhere/"), flags)
 
     monkeypatch.setattr(os, "open", without_proc)
-    with pytest.raises(NetsweepError, match="/proc is missing"):
+    with pytest.raises(NetsweepError, match="/proc is not mounted"):
         read_regular(str(path), "file", 10)
 
 
@@ -104,6 +106,24 @@ def test_paths_that_cannot_be_are_one_clear_error(tmp_path: Path, name: str) -> 
     (tmp_path / "file").write_text("")
     with pytest.raises(NetsweepError, match="cannot open file"):
         open_regular(str(tmp_path / name), os.O_RDONLY, what="file")
+
+
+@pytest.mark.parametrize("path", ["{}/none/file", "{}/other/file", "/proc/file", "/sys/file"])
+def test_what_cannot_be_created_is_known_before(tmp_path: Path, path: str) -> None:
+    (tmp_path / "other").write_text("")
+    path = path.format(tmp_path)
+    with pytest.raises(NetsweepError) as foreseen:
+        check_creatable(path, what="file")
+    with pytest.raises(NetsweepError) as failed:
+        create_regular(path, os.O_WRONLY, 0o600, what="file")
+    assert (type(foreseen.value), str(foreseen.value)) == (type(failed.value), str(failed.value))
+
+
+def test_what_can_be_created_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in ("file", str(tmp_path / "file")):
+        check_creatable(path, what="file")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_directory_that_is_missing_is_named_as_the_reason(tmp_path: Path) -> None:
@@ -141,7 +161,7 @@ def test_a_file_with_nothing_to_read_now_is_one_clear_error(tmp_path: Path, monk
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     monkeypatch.setattr(os, "read", nothing_now)
-    with pytest.raises(NetsweepError, match=r"cannot read lease file .*: it has nothing to read now"):
+    with pytest.raises(NetsweepError, match=r"cannot read lease file .*: it has no data to read now"):
         read_regular(str(tmp_path / "file"), "lease file", 10)
 
 
@@ -161,7 +181,7 @@ def test_a_file_that_comes_and_goes_all_the_time_is_busy(tmp_path: Path, monkeyp
         return real(path, flags)
 
     monkeypatch.setattr(os, "open", contrary)
-    with pytest.raises(BusyError, match="created and removed all the time"):
+    with pytest.raises(BusyError, match="keeps being created and removed"):
         open_or_create_regular(str(tmp_path / "file"), os.O_RDONLY, 0o666, what="file")
 
 
@@ -261,7 +281,7 @@ def test_what_somebody_puts_in_the_way_meanwhile_is_told(old: Path, monkeypatch:
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "unlink", nothing)
-        with pytest.raises(NetsweepError, match=r"cannot replace file .*: '.*file\.netsweep' is in the way"):
+        with pytest.raises(NetsweepError, match=r"cannot replace file .*: '.*file\.netsweep' exists"):
             replace(old)
     assert (old.read_bytes(), new.read_bytes()) == (b"old", b"somebody's")
 
@@ -323,3 +343,44 @@ def test_a_failure_on_the_way_leaves_the_old_file_and_nothing_else(
         replace(old)
     assert old.read_bytes() == b"old"
     assert list(old.parent.iterdir()) == [old]
+
+
+def test_a_file_is_put_in_its_place_with_its_mode_whatever_the_umask(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    before = os.umask(0o777)
+    try:
+        for content, mode in ((b"old", 0o600), (b"new", 0o644)):
+            put_regular(str(path), content, mode, what="file")
+            assert (path.read_bytes(), path.stat().st_mode & 0o7777) == (content, mode)
+    finally:
+        os.umask(before)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_of_the_working_directory_is_put_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    put_regular("file", b"new", 0o644, what="file")
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("call", ["rename", "fchmod"])
+def test_what_cannot_be_put_in_its_place_leaves_the_old_file_and_nothing_else(
+    old: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(NetsweepError, match=r"cannot write file '.*/file': No space left on device"):
+        put_regular(str(old), b"new", 0o644, what="file")
+    assert old.read_bytes() == b"old"
+    assert list(old.parent.iterdir()) == [old]
+
+
+@pytest.mark.parametrize("name", ["missing/file", "file/under", "\0", "x" * 300])
+def test_a_path_where_no_file_can_be_is_told_by_its_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NetsweepError, match=r"^cannot write file '.*': .") as raised:
+        put_regular(f"{tmp_path}/{name}", b"new", 0o644, what="file")
+    assert ".netsweep-" not in str(raised.value)
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]

@@ -67,7 +67,7 @@ def test_an_answer_that_does_not_come_at_once_is_not_waited_for(monkeypatch: pyt
 
     answering(monkeypatch, late)
     try:
-        with pytest.raises(ContentionError, match="others kept the kernel from changing links"):
+        with pytest.raises(ContentionError, match="other processes kept the links of the kernel locked"):
             find_at_once(ifindex=7)
     finally:
         released.set()

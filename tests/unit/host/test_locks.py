@@ -88,7 +88,7 @@ def test_a_lock_that_is_held_is_busy_and_its_holder_named(lock: Path, timeout: f
         message = refuse(lock, timeout)
     state = "was busy for 0.05 s" if timeout else "is in use"
     assert re.fullmatch(
-        rf"subnet lock '{lock}' {state} \(held by process {os.getpid()} \(\w+\)\); retry, or raise --lock-timeout",
+        rf"subnet lock '{lock}' {state} \(held by process {os.getpid()} \([^()]+\)\); retry, or raise --lock-timeout",
         message,
     )
 

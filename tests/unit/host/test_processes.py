@@ -13,7 +13,17 @@ import pytest
 
 from netsweep.errors import NetsweepError
 from netsweep.host import processes
-from netsweep.host.processes import Process, ages, all_pids, ancestors, holders, is_running, sees_all, waiting
+from netsweep.host.processes import (
+    Process,
+    ages,
+    all_pids,
+    ancestors,
+    held_by,
+    holders,
+    is_running,
+    sees_all,
+    waiting,
+)
 from tests.namespace import flocked, wait_until_queued
 
 
@@ -160,6 +170,76 @@ def test_a_child_that_kept_a_lock_is_its_holder(tmp_path: Path) -> None:
     assert holders(descriptor) == [Process(child.pid, "cat")]
     os.close(descriptor)
     child.communicate()
+
+
+def test_who_took_a_lock_comes_before_children_that_have_it_too(tmp_path: Path) -> None:
+    """Their PIDs may be lower."""
+    path = tmp_path / "lock"
+    with path.open("w") as file:
+        child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[file.fileno()])
+        # What locks through another descriptor of the same open file is the one that took it.
+        code = "import fcntl, sys; fcntl.flock(int(sys.argv[1]), fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
+        pipe = subprocess.PIPE
+        arguments = [sys.executable, "-c", code, str(file.fileno())]
+        with subprocess.Popen(arguments, stdin=pipe, stdout=pipe, pass_fds=[file.fileno()]) as taker:
+            assert taker.stdout
+            taker.stdout.readline()
+            assert [each.pid for each in holders(str(path))] == [taker.pid, *sorted([os.getpid(), child.pid])]
+            assert held_by(path.stat()) == f"held by process {taker.pid} ({os.path.basename(sys.executable)})"
+            taker.communicate()
+    assert held_by(path.stat()) == f"held by process {child.pid} (cat)"
+    child.communicate()
+
+
+def test_a_holder_that_may_not_be_looked_into_is_not_guessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "lock"
+    path.touch()
+    listed = os.listdir
+
+    def denied(directory: str) -> list[str]:
+        if directory.endswith("/fdinfo"):
+            raise PermissionError(13, "Permission denied", directory)
+        return listed(directory)
+
+    with flocked(path):
+        monkeypatch.setattr(os, "listdir", denied)
+        named = f"held by another process (PID {os.getpid()} took it)"
+        assert held_by(path.stat()) in (named, "held by another process")  # by the numbers that the filesystem shows
+        monkeypatch.setattr(processes, "_takers", lambda *_, **__: [2**22])
+        assert held_by(path.stat()) == "held by another process"
+
+
+def test_a_holder_of_another_pid_namespace_is_not_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "lock"
+    path.touch()
+    monkeypatch.setattr(processes, "listed_pids", lambda: {os.getpid()})
+    for visible, said in ((False, "is not visible here"), (True, "was not found")):
+        monkeypatch.setattr(processes, "sees_all", lambda visible=visible: visible)
+        assert held_by(path.stat()) == f"held by a process that {said}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["go", "test", "./...", "-run", "X"], "go test"),
+        (["/usr/bin/python3", "-m", "pytest", "-x"], "python3 -m pytest"),
+        (["bash", "/root/run.sh"], "bash run.sh"),
+        (["bash", "-c", "true"], "bash"),
+        (["mysql", "--password=hunter2"], "mysql"),
+        (["login", "a b"], "login"),
+        (["login", "x" * 25], "login"),
+        (["p" * 50], "p" * 40),
+        (["nginx: master process /usr/sbin/nginx"], "nginx: master process /usr/sbin/nginx"),
+        (["/x/a\n\x1b[31m"], "a\n\x1b[31m"),
+        ([""], "cat"),
+    ],
+)
+def test_a_command_is_the_program_and_an_argument_that_tells_more(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], shown: str
+) -> None:
+    content = {"cmdline": "".join(f"{each}\0" for each in arguments).encode(), "comm": b"cat\n"}
+    monkeypatch.setattr(processes, "_read", lambda path: content[os.path.basename(path)])
+    assert processes._command(7) == shown
 
 
 def test_other_locks_on_the_file_do_not_count(tmp_path: Path) -> None:

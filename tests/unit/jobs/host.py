@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -19,8 +20,10 @@ from netsweep.host import interfaces, leases, locks
 from netsweep.jobs import look, restore
 from netsweep.jobs.sweep import sweep
 from netsweep.model import BackendName, Chain, Family, Finding, Interface, Lease, Rule, Spec, Table
+from netsweep.output.json import write_json
 from netsweep.profiles.options import Options
 from netsweep.report import LockTimes, Report
+from tests import schema
 
 FILTER = Table("nft", Family.IPV4, "filter")
 FORWARD = Chain(FILTER, "FORWARD")
@@ -209,6 +212,19 @@ class Host:
             host.events.append("remove leases")
             replace(rewritten)
 
+        @contextmanager
+        def checked(report: Report) -> Iterator[None]:
+            try:
+                with look.reporting(report):
+                    yield
+            finally:
+                if report.command != "doctor":  # which writes an object of its own
+                    written = io.StringIO()
+                    write_json(report, written)
+                    schema.read(written.getvalue())
+
+        for job in ("restore", "sweep", "teardown"):
+            monkeypatch.setattr(f"netsweep.jobs.{job}.reporting", checked)
         for module in (look, restore):
             monkeypatch.setattr(module, "require_net_admin", lambda: None)
             monkeypatch.setattr(module, "open_backend", self.open_backend)

@@ -250,7 +250,7 @@ def test_a_link_and_a_missing_file_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("undo", "match"),
     [
-        (Undo(b"x", b"x", lost="uses the set __set0, which goes with the rule"), "uses the set __set0"),
+        (Undo(b"x", b"x", lost="uses the set __set0, which is deleted with the rule"), "uses the set __set0"),
         (Undo(b"x", b"x", sets=(65000,)), "uses ipset's set number 65000"),
         (None, "not read with what a restore needs"),
     ],

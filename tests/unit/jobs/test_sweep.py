@@ -447,7 +447,7 @@ def test_a_backend_that_was_not_asked_for_is_not_opened(host: Host) -> None:
 def test_a_look_that_may_have_missed_rules_says_so(host: Host) -> None:
     host.firewall("hm1").complete = False
     for report in (host.sweep(wait=0), find_orphans(host.options(wait=0))):
-        assert report.warnings == ["the rules changed whenever they were read; some may have been missed"]
+        assert report.warnings == ["the rules changed each time they were read; some may have been missed"]
 
 
 @pytest.mark.parametrize(

@@ -287,7 +287,7 @@ def test_a_bridge_that_is_made_again_meanwhile_is_told_and_keeps_its_lease(
     host: Host, network: Network, firewall: Firewall
 ) -> None:
     host.before_asking = on_call(1, lambda: network.links.update(hm1=Link(500, "hm1", kind="bridge")))
-    failed(host, NetsweepError, "^hm1 was made again meanwhile$", "hm1")
+    failed(host, NetsweepError, "^hm1 was created again meanwhile$", "hm1")
     assert leased(host) == ["hm1", "hm2", "hm3"]
 
 
@@ -380,7 +380,7 @@ def test_a_bridge_that_has_another_name_that_is_protected_is_left_alone(
     host: Host, network: Network, firewall: Firewall, alias: str, force: bool
 ) -> None:
     network.links["hm1"] = network.links["hm1"]._replace(aliases=("hm5", alias))
-    said = f"^hm1 was left alone: it is called {alias} too, which is protected$"
+    said = f"^hm1 was left alone: its alternative name {alias} is protected$"
     _, report = failed(host, NetsweepError, said, "hm1", "hm2", protect=["hm7", "kept", "docker"], force=force)
     assert (network.deleted, report.bridges_deleted) == (["hm2"], 1)
     assert (firewall.bridges(), leased(host)) == (["hm1", "hm3"], ["hm1", "hm3"])
@@ -391,7 +391,7 @@ def test_a_bridge_that_gets_a_name_that_is_protected_before_the_lock_is_left_alo
 ) -> None:
     named = network.links["hm1"]._replace(aliases=("hm7",))
     network.before_find = on_call(2, lambda: network.links.update(hm1=named))
-    failed(host, NetsweepError, "^hm1 was left alone: it is called hm7 too", "hm1", protect="hm7")
+    failed(host, NetsweepError, "^hm1 was left alone: its alternative name hm7 is protected", "hm1", protect="hm7")
     assert network.deleted == []
 
 

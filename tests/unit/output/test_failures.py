@@ -20,7 +20,7 @@ from netsweep.output.stdout import StdoutError
         (ImportError("libnl.so: failed to map segment from shared object"), 1, "out of memory"),
         (OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/proc"), 1, "too many open files: raise the limit"),
         (ImportError("libnl.so: cannot open shared object file: Too many open files"), 1, "too many open files"),
-        (ModuleNotFoundError("No module named 'iptc'"), 69, "No module named 'iptc': install netsweep again"),
+        (ModuleNotFoundError("No module named 'iptc'"), 69, "No module named 'iptc': install netsweep-firewall again"),
         (PermissionError(errno.EACCES, "Permission denied", "/proc/x"), 77, "'/proc/x'; run as root"),
         (OSError(errno.EIO, "Input/output error", "/x\n"), 1, r"a system call failed: Input/output error: '/x\n'"),
         (OSError("odd"), 1, "a system call failed: odd"),

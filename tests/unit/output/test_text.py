@@ -118,6 +118,7 @@ def test_one_rule_that_matches_live_traffic_is_in_the_singular_and_there_without
     report.negated = negated(1)
     lines = text(report)
     assert lines[0] == "1 rule that matches everything but a bridge that is gone still matches live traffic:"
+    assert lines[2].startswith("It stays.")
     assert lines[-1].startswith("Nothing to sweep")
 
 

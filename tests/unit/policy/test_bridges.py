@@ -46,7 +46,7 @@ def judged(leased: Leased = NOBODY, *, by: BridgePolicy | None = None, **bridge:
             {"addresses": ()},
             Leased(),
             Verdict.UNDECIDABLE,
-            "age unknown: it has no address of its own whose age the kernel tells",
+            "age unknown: it has no address of its own with an age in the kernel",
         ),
         ({"addresses": (Address("fe80::1/64", HOUR),)}, Leased(), Verdict.UNDECIDABLE, "age unknown: it has no addr"),
         ({"addresses": (*OLD, Address("10.0.0.1/8", None))}, Leased(), Verdict.UNDECIDABLE, "age unknown: it has no"),

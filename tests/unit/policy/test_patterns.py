@@ -96,7 +96,7 @@ def test_every_name_begins_with_the_literal_beginning_of_its_glob(pair: tuple[st
         ("hm[!]", "'hm[!]' has a bracket that is not closed"),
         ("hm[z-a]", "'hm[z-a]' is not a glob: bad character range z-a"),
         ("hm*a*b*c*", "'hm*a*b*c*' has more than 3 stars"),
-        ("*", "name '*' is too wide: at least 2 characters have to stand before the first wildcard"),
+        ("*", "name '*' is too wide: at least 2 characters have to come before the first wildcard"),
         ("h*", "name 'h*' is too wide"),
         ("[hx]m*", "name '[hx]m*' is too wide"),
         ("?m*", "name '?m*' is too wide"),
@@ -211,8 +211,8 @@ def test_chains_are_chosen_by_family_and_by_globs_of_table_and_chain(text: str, 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("ip6/filter/FORWARD", "a family stands before a colon, as ip6:filter/FORWARD"),
-        ("inet/firewalld/*", "a family stands before a colon, as inet:firewalld/*"),
+        ("ip6/filter/FORWARD", "a family is followed by a colon, as ip6:filter/FORWARD"),
+        ("inet/firewalld/*", "a family is followed by a colon, as inet:firewalld/*"),
         ("FORWARD", "give TABLE/CHAIN, as filter/FORWARD, 'raw/*' or 'inet:firewalld/*'"),
         ("filter/", "give TABLE/CHAIN"),
         ("/FORWARD", "give TABLE/CHAIN"),
@@ -228,7 +228,7 @@ def test_chains_are_chosen_by_family_and_by_globs_of_table_and_chain(text: str, 
     ],
 )
 def test_a_chain_that_cannot_be_is_told_in_one_line(text: str, said: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(f"there can be no chain {text!a}: {said}")) as raised:
+    with pytest.raises(ValueError, match=re.escape(f"invalid chain {text!a}: {said}")) as raised:
         chain_pattern(text)
     assert str(raised.value).isprintable()
 

@@ -260,7 +260,7 @@ def test_verdicts(subject: Rule, expected: str | None) -> None:
             "hmdead",
             "it names hmdead only in a negated match, so it still matches live traffic",
         ),
-        (rule("~hmdead"), "hmdead", "a statement with an effect stands before its match of hmdead"),
+        (rule("~hmdead"), "hmdead", "a statement with an effect comes before its match of hmdead"),
         (rule(None, None, "hypeman-nat-hmdead", unreadable=True), "hmdead", "matches interfaces by a set"),
         (rule("hmvpn0"), None, "hmvpn0 is not a name of ours: a prefix and hex digits"),
         (rule(port="hmdead"), None, "it names hmdead only as a port of a bridge"),

@@ -218,7 +218,7 @@ def test_a_path_may_come_as_such_and_is_read_each_time(tmp_path: Path, monkeypat
         ({"names": "[br-*]"}, "is not TOML: "),
         ({"names": '["br-*"'}, "is not TOML: "),
         ({"names": '["br-*"]\nnames = []'}, "is not TOML: "),
-        ({"names": "[" * 5000}, "is nested too deep"),
+        ({"names": "[" * 5000}, "is nested too deeply"),
         # A key that is not read protects nothing.
         ({"protect": '["br-x"]'}, "there is no key 'protect': keys are names, prefixes, protected, comments"),
         ({"a.b": "1"}, "there is no key 'a'"),
@@ -239,8 +239,8 @@ def test_a_path_may_come_as_such_and_is_read_each_time(tmp_path: Path, monkeypat
         # No name at all, nowhere to look, nothing to look for.
         ({"names": None}, "it owns no names: give names or prefixes"),
         ({"names": "[]"}, "it owns no names: give names or prefixes"),
-        ({"private": None}, "it says nowhere to look: give chains, private or forms"),
-        ({"private": None, "comments": '["a {name}"]'}, "it says nowhere to look"),
+        ({"private": None}, "it does not say where to look: give chains, private or forms"),
+        ({"private": None, "comments": '["a {name}"]'}, "it does not say where to look"),
         ({"private": None, "chains": '["filter/FORWARD"]'}, "nothing in it makes a rule ours"),
         ({"private": "[]", "forms": '{ "filter/FORWARD" = [] }'}, "nothing in it makes a rule ours"),
         # Names.
@@ -252,11 +252,11 @@ def test_a_path_may_come_as_such_and_is_read_each_time(tmp_path: Path, monkeypat
         ({"prefixes": '["eth"]'}, "prefix 'eth' owns eth0 and eth1"),
         ({"protected": '["h*"]'}, "'h*' cannot be a protected prefix"),
         # Chains, wherever they stand.
-        ({"chains": '["FORWARD"]'}, "there can be no chain 'FORWARD': give TABLE/CHAIN"),
-        ({"private": '["ip6/filter/X"]'}, "there can be no chain 'ip6/filter/X': a family stands before a colon"),
+        ({"chains": '["FORWARD"]'}, "invalid chain 'FORWARD': give TABLE/CHAIN"),
+        ({"private": '["ip6/filter/X"]'}, "invalid chain 'ip6/filter/X': a family is followed by a colon"),
         ({"chains": '["a/b"]', "private": '["raw/["]'}, "'[' has a bracket that is not closed"),
-        ({"never": '["arp:filter/X"]'}, "there can be no chain 'arp:filter/X': families are ipv4, ipv6 and inet"),
-        ({"chains": '["a/b"]', "forms": '{ "X" = ["-i {name} -j X"] }'}, "there can be no chain 'X'"),
+        ({"never": '["arp:filter/X"]'}, "invalid chain 'arp:filter/X': families are ipv4, ipv6 and inet"),
+        ({"chains": '["a/b"]', "forms": '{ "X" = ["-i {name} -j X"] }'}, "invalid chain 'X'"),
         # Forms and comments.
         ({"forms": '{ "a/b" = ["-i {name}"] }'}, "'-i {name}' is not the form of a rule: it has no target"),
         ({"forms": '{ "a/b" = ["! -i {name} -j DROP"] }'}, "'! -i {name} -j DROP' is not the form of a rule"),
@@ -266,9 +266,9 @@ def test_a_path_may_come_as_such_and_is_read_each_time(tmp_path: Path, monkeypat
         ({"comments": '["{name} {name}"]'}, "the comment '{name} {name}' has to hold {name} once"),
         ({"comments": '["{role} {role} {name}"]'}, "{role} at most once"),
         # Where the name begins and ends has to be told.
-        ({"comments": '["x{name}"]'}, "has a letter, a digit or {role} right beside {name}"),
-        ({"comments": '["{name}0"]'}, "has a letter, a digit or {role} right beside {name}"),
-        ({"comments": '["{role}{name}"]'}, "has a letter, a digit or {role} right beside {name}"),
+        ({"comments": '["x{name}"]'}, "has a letter, a digit or {role} next to {name}"),
+        ({"comments": '["{name}0"]'}, "has a letter, a digit or {role} next to {name}"),
+        ({"comments": '["{role}{name}"]'}, "has a letter, a digit or {role} next to {name}"),
         ({"comments": '["{Name}"]'}, "the comment '{Name}' has to hold {name} once"),
         # Times.
         ({"settle": '"2"'}, "settle has to be a number of seconds from 0 to 3600, not '2'"),
@@ -323,14 +323,14 @@ def test_a_path_where_there_is_no_regular_file_is_told_and_nothing_hangs(tmp_pat
     path = tmp_path / "mine.toml"
     assert refusal(str(path)).endswith("cannot be read: No such file or directory")
     assert refusal(f"{tmp_path}/").endswith("cannot be read: Is a directory")
-    assert refusal("/dev/null").endswith("cannot be read: it is no regular file")
+    assert refusal("/dev/null").endswith("cannot be read: it is not a regular file")
     os.mkfifo(path)
-    assert refusal(str(path)).endswith("cannot be read: it is no regular file")
+    assert refusal(str(path)).endswith("cannot be read: it is not a regular file")
     # Somebody writes to it, and is not done.
     writer = os.open(path, os.O_RDWR)
     try:
         os.write(writer, b'names = ["br-*"]\nprivate = ["*/*"]\n')
-        assert refusal(str(path)).endswith("cannot be read: it is no regular file")
+        assert refusal(str(path)).endswith("cannot be read: it is not a regular file")
     finally:
         os.close(writer)
 

@@ -117,10 +117,10 @@ BOUND_CHAIN = re.compile(r"__chain[0-9]+")
 
 _BLOCK = "holds a block of rules, which is not read"
 _BY_SET = "matches interfaces by a set"
-_BY_OPERATION = "does with an interface's name what cannot be read"
+_BY_OPERATION = "uses an interface's name in a way that cannot be read"
 _BY_ROUTE = "matches interfaces by a route"
 _TWICE = "matches interfaces more than once in one direction"
-_DEVICE_NOT_TOLD = "sends packets to an interface that it does not tell"
+_DEVICE_NOT_TOLD = "sends packets to an interface that cannot be read"
 _VERDICT_UNKNOWN = "holds a verdict that is not known"
 _BAD_USERDATA = "has user data that cannot be read"
 

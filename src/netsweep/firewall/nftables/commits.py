@@ -142,7 +142,7 @@ class Commits:
                 continue
             self._take(buffer)
         if lost:
-            raise ContentionError("nf_tables changed faster than it can be followed")
+            raise ContentionError("nf_tables changed faster than netsweep can follow")
 
     def prepare(self, messages: Sequence[bytes]) -> bytes:
         """What :meth:`send` sends of ``messages``, and room for it: a batch goes in one send."""

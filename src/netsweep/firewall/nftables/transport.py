@@ -1,7 +1,7 @@
 """Read and change nf_tables tables.
 
 A handle does not name one rule for good: ``iptables-nft -R`` and ``nft replace rule`` put another rule
-under it, and a table that is made anew starts its handles again. So every batch is tied to a generation
+under it, and a table that is created again starts its handles again. So every batch is tied to a generation
 (``NFNL_BATCH_GENID``) in which its rules are known to be what was decided on: the kernel refuses it
 (ERESTART) where anything was committed since.
 """
@@ -138,6 +138,14 @@ class NftablesBackend:
                 return chains
         raise ContentionError("the chains of nf_tables changed while they were read")
 
+    def refusal(self, table: Table) -> str | None:
+        if table not in self._owners:
+            return None
+        return (
+            f"table {table} can only be changed by the process that made it "
+            f"(nft 'flags owner', netlink port {self._owners[table]})"
+        )
+
     def ready(self, rules: Sequence[Rule]) -> None:
         self._prepared = _Deletion(rules)
         # Beside busy jobs a batch queues for the kernel's commit mutex, for 50 ms and more, and is too late then. So
@@ -154,11 +162,8 @@ class NftablesBackend:
     ) -> Iterator[Transaction]:
         tables = list(dict.fromkeys(chain.table for chain in chains))
         for table in tables:
-            if table in self._owners:
-                raise TableError(
-                    f"table {table} can only be changed by the process that made it "
-                    f"(nft 'flags owner', netlink port {self._owners[table]})"
-                )
+            if refusal := self.refusal(table):
+                raise TableError(refusal)
         commits = self._following()
         with suppress(ContentionError):  # what was lost is read again
             commits.follow()
@@ -191,6 +196,11 @@ class NftablesBackend:
         again = {(rule.chain, rule.handle): rule for rule in self._again(stale)}
         gone = {(rule.chain, rule.handle) for rule in stale} - again.keys()
         return [again.get((r.chain, r.handle), r) for r in rules if (r.chain, r.handle) not in gone]
+
+    def spec_of(self, table: Table, raw: bytes) -> Spec:
+        from netsweep.firewall.nftables.undo import content_of  # most runs need none
+
+        return spec_of(content_of(raw, nft.NUMBERS[table.family]))
 
     def close(self) -> None:
         self._close_socket()

@@ -9,7 +9,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from netsweep.firewall import extensions
-from netsweep.firewall.nftables.codec import BOUND_CHAIN, jump, number, read_rule, split_expression, value
+from netsweep.firewall.nftables.codec import BOUND_CHAIN, Content, jump, number, read_rule, split_expression, value
 from netsweep.host import netlink
 from netsweep.model import Undo
 
@@ -60,11 +60,11 @@ def undo_of(message: bytes, lasting: Container[str] = ()) -> Undo:
     for part in _parts(content.expressions):
         kept.append(part.kept)
         if part.set is not None and part.set not in lasting:
-            lost = lost or f"uses the set {ascii(part.set)[1:-1]}, which goes with the rule"
+            lost = lost or f"uses the set {ascii(part.set)[1:-1]}, which is deleted with the rule"
         if part.chain is not None:
             to = part.chain
             if BOUND_CHAIN.fullmatch(to):
-                lost = lost or f"jumps to the chain {to}, which goes with the rule"
+                lost = lost or f"jumps to the chain {to}, which is deleted with the rule"
         if part.numbers is None:
             lost = lost or "uses ipset in a way that is not known"
         else:
@@ -82,16 +82,7 @@ def rule_attributes(raw: bytes) -> bytes:
 
     Table, chain and place are not among them. Raises :class:`~netsweep.host.netlink.MalformedError`.
     """
-    parts = []
-    while raw:
-        size = 4 + struct.unpack_from("=I", raw)[0] if len(raw) >= 4 else 4
-        if size > len(raw):
-            raise netlink.MalformedError("nf_tables: a rule that was kept is cut off")
-        parts.append(raw[4:size])
-        raw = raw[size:]
-    if len(parts) != 3:
-        raise netlink.MalformedError("nf_tables: a rule that was kept is not whole")
-    expressions, userdata, compat = parts
+    expressions, userdata, compat = _sections(raw)
     return b"".join(
         (
             netlink.attribute(_RULE_EXPRESSIONS | _NESTED, expressions),
@@ -99,6 +90,29 @@ def rule_attributes(raw: bytes) -> bytes:
             netlink.attribute(_RULE_COMPAT | _NESTED, compat) if compat else b"",
         )
     )
+
+
+def content_of(raw: bytes, family: int) -> Content:
+    """What the rule of :attr:`netsweep.model.Undo.raw` holds, in a table of a family, by its NFPROTO number.
+
+    Raises :class:`~netsweep.host.netlink.MalformedError`.
+    """
+    expressions, userdata, _ = _sections(raw)
+    return Content(family, expressions, userdata)
+
+
+def _sections(raw: bytes) -> tuple[bytes, bytes, bytes]:
+    parts = []
+    while raw:
+        size = 4 + struct.unpack_from("=I", raw)[0] if len(raw) >= 4 else 4
+        if size > len(raw):
+            raise netlink.MalformedError("nf_tables: a saved rule is cut off")
+        parts.append(raw[4:size])
+        raw = raw[size:]
+    if len(parts) != 3:
+        raise netlink.MalformedError("nf_tables: a saved rule is incomplete")
+    expressions, userdata, compat = parts
+    return expressions, userdata, compat
 
 
 class _Part(NamedTuple):

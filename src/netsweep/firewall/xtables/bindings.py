@@ -141,7 +141,7 @@ def _import_calls(module: str, name: str) -> Any:
     except Exception as error:  # python-iptables raises AttributeError and others of its own
         raise NoBackendError(
             f"python-iptables cannot be loaded ({type(error).__name__}: {error}): "
-            "reinstall it, or leave x_tables out with --backend nft"
+            "install it, or leave x_tables out with --backend nft"
         ) from error
 
 

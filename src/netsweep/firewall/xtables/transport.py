@@ -21,7 +21,7 @@ from netsweep.firewall.xtables.bindings import Counters, Library, libiptc
 from netsweep.firewall.xtables.codec import LAYOUTS, Layout, decode, parts
 from netsweep.firewall.xtables.modules import existing_tables
 from netsweep.host import locks
-from netsweep.model import BackendName, Chain, Rule, Table, Undo
+from netsweep.model import BackendName, Chain, Rule, Spec, Table, Undo
 from netsweep.report import LockTimes
 
 
@@ -60,6 +60,9 @@ class XtablesBackend:
             libiptc(scan.rules[0].chain.table.family).give_back()
         return scan
 
+    def refusal(self, table: Table) -> str | None:
+        return None
+
     def ready(self, rules: Sequence[Rule]) -> None:
         pass
 
@@ -75,6 +78,9 @@ class XtablesBackend:
             scan, found = Scan(), dict[Chain, list[Standing]]()
             self._read(snapshot, chains, scan, found if orders else None, again=True)
             yield _Transaction(snapshot, table, scan.rules, found)
+
+    def spec_of(self, table: Table, raw: bytes) -> Spec:
+        return decode(raw, LAYOUTS[table.family])
 
     def close(self) -> None:
         self._known.clear()
@@ -129,7 +135,7 @@ class XtablesBackend:
 
 
 class _Snapshot(NamedTuple):
-    """A table as libiptc read it: ``handle`` is to be given to ``calls``."""
+    """A table as libiptc read it: ``handle`` is the one to pass to ``calls``."""
 
     calls: Library
     handle: int
