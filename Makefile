@@ -16,8 +16,8 @@ BINDINGS_PACKAGES := $(if $(OTHER_PYTHON),gcc libc6-dev,python3-iptables)
 VENV_OPTIONS := $(if $(OTHER_PYTHON),,--system-site-packages)
 
 # What tests, bench and soak run in their network namespaces, which only root can make; some tests compile a
-# few lines of C.
-KERNEL_PACKAGES := $(if $(ROOT),iptables nftables iproute2 ipset gcc libc6-dev sudo systemd)
+# few lines of C. And what completion and the manual page are for.
+KERNEL_PACKAGES := $(if $(ROOT),iptables nftables iproute2 ipset gcc libc6-dev sudo systemd fish zsh mandoc)
 
 # Without root the tests that need the kernel are skipped, and coverage would miss what they cover.
 COVERAGE := $(if $(ROOT),--cov)
@@ -36,7 +36,7 @@ apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench pictures soak iptables kernel-packages clean
+.PHONY: help demo test lint bench man pictures soak iptables kernel-packages clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ bench: kernel-packages .venv/installed-dev ## Measure netsweep against what it r
 
 pictures: kernel-packages .venv/installed-dev ## Make the picture in the README from real output, as root
 	$(BIN)/python -m tests.pictures
+
+man: .venv/installed-dev ## Write the manual page, docs/netsweep.1, anew
+	$(BIN)/python -m tests.manpage
 
 soak: kernel-packages .venv/installed-dev ## Sweep beside writers, kills and jobs for MINUTES=10, as root
 	$(BIN)/python -m tests.soak --minutes $(MINUTES)

@@ -5,10 +5,19 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
-BACKENDS = ("legacy", "nft")
-"""The backends of the kernel, in the order in which they are swept: x_tables and nf_tables."""
+BackendName = Literal["legacy", "nft"]
+"""A backend of the kernel: x_tables or nf_tables."""
+
+BackendChoice = Literal["auto", "legacy", "nft"]
+"""Which backends to look at; ``auto``: every one that holds tables in this network namespace."""
+
+FamilyChoice = Literal["ipv4", "ipv6", "all"]
+"""Which tables to look at, by the packets that they see; those of nf_tables' family inet see both."""
+
+BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
+"""The backends, in the order in which they are swept."""
 
 BACKEND_OF_FLAVOUR = {"legacy": "legacy", "nf_tables": "nft"}
 """The backend of each flavour of iptables, as ``iptables -V`` names these."""
@@ -42,9 +51,15 @@ class Family(str, enum.Enum):
 
 
 class Table(NamedTuple):
-    """A table's identity: two tables of one name in two families are two tables."""
+    """A table's identity: two tables of one name in two families are two tables.
 
-    backend: str
+    Attributes:
+        backend: The backend that holds it.
+        family: Its family.
+        name: Its name, as ``filter``.
+    """
+
+    backend: BackendName
     family: Family
     name: str
 
@@ -53,7 +68,12 @@ class Table(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """A chain's identity."""
+    """A chain's identity.
+
+    Attributes:
+        table: The table that it is in.
+        name: Its name, as ``FORWARD``.
+    """
 
     table: Table
     name: str
@@ -65,8 +85,11 @@ class Chain(NamedTuple):
 class Interface(NamedTuple):
     """One interface match of a rule (``-i``, ``-o``, or a port of a bridge).
 
-    ``name`` is without the ``+`` of a wildcard. ``after_effect``: a statement with an effect stands
-    before this match, so packets of other interfaces reach that statement.
+    Attributes:
+        name: The name, without the ``+`` of a wildcard.
+        wildcard: Whether it matches every interface whose name begins so.
+        negated: Whether it matches all other interfaces.
+        after_effect: Whether a statement with an effect comes before it, which packets of other interfaces reach.
     """
 
     name: str
@@ -81,15 +104,23 @@ class Interface(NamedTuple):
 class Spec(NamedTuple):
     """What a rule says, wherever it stands (iptables(8): the rule specification).
 
-    ``source``, ``destination`` and ``protocol`` begin with ``!`` where they are negated; a protocol is a
-    name where iptables has one, else a number. ``ports``: it matches ports, not negated. ``matches`` are
-    the names of its match extensions, sorted and without ``comment``, and ``-f`` and ``-g`` where it has
-    these options; whatever else it holds is in it under a name that no extension has. ``comments`` hold
-    bytes that are not UTF-8 as surrogate escapes (PEP 383). ``physdev`` are the interfaces of
-    ``physdev`` matches. ``devices`` and ``device_indexes`` are the interfaces that its target or
-    statements send packets to, by name and by number. ``by_number`` are the numbers by which it matches
-    interfaces. ``by_set``: it looks interfaces up in a set or a map. ``unreadable`` says why the rule may
-    speak of interfaces in a way that its text does not tell, where that is so.
+    Attributes:
+        in_interface: The interface that ``-i`` names; ``None`` where it has no ``-i``.
+        out_interface: The same for ``-o``.
+        source: Source address or network; begins with ``!`` where it is negated.
+        destination: The same for the destination.
+        protocol: The name where iptables has one, else a number; begins with ``!`` where it is negated.
+        ports: Whether it matches ports, not negated.
+        matches: The names of its match extensions, sorted and without ``comment``, and ``-f`` and ``-g`` where it
+            has these options; whatever else it holds is in it under a name that no extension has.
+        target: What it does, as ``ACCEPT``, or the chain that it jumps to.
+        comments: Its comments; bytes that are not UTF-8 are surrogate escapes (PEP 383).
+        physdev: The interfaces of ``physdev`` matches.
+        devices: Interfaces that its target or statements send packets to, by name.
+        device_indexes: The same by number.
+        by_number: The numbers by which it matches interfaces.
+        by_set: Whether it looks interfaces up in a set or a map.
+        unreadable: Why it may name interfaces in a way that its text does not tell, where that is so.
     """
 
     in_interface: Interface | None = None
@@ -122,9 +153,12 @@ Spec.__hash__ = object.__hash__  # type: ignore[method-assign]
 class Undo(NamedTuple):
     """What it takes to put a rule back.
 
-    ``raw`` is for the backend that made it; ``identity`` is the same for rules that differ in nothing
-    but counters and place; ``jump`` is the chain that it jumps to; ``sets`` are the numbers of the
-    ipset sets that it names; ``lost`` says what of it could not be put back, where that is so.
+    Attributes:
+        raw: The rule, for the backend that read it.
+        identity: The same for rules that differ in nothing but counters and place.
+        jump: The chain that it jumps to.
+        sets: The numbers of the ipset sets that it names.
+        lost: What of it could not be put back, where that is so.
     """
 
     raw: bytes
@@ -137,8 +171,12 @@ class Undo(NamedTuple):
 class Rule(NamedTuple):
     """A rule as it stood in its chain when it was read.
 
-    ``position`` counts from 1 as ``iptables -L --line-numbers`` does; ``handle`` is nf_tables' number of
-    the rule, ``None`` in x_tables. ``undo`` is there where the backend was asked for it.
+    Attributes:
+        chain: The chain that it is in.
+        position: Its place there, counted from 1 as ``iptables -L --line-numbers`` does.
+        handle: nf_tables' number of the rule; ``None`` in x_tables.
+        spec: What it says.
+        undo: What it takes to put it back, where the backend was asked for it.
     """
 
     chain: Chain
@@ -152,7 +190,19 @@ class Rule(NamedTuple):
 
 
 class Verdict(str, enum.Enum):
-    """What was decided about a rule or a bridge. Only rules that are ``ORPHAN`` and bridges that are ``LEAKED`` go."""
+    """What was decided about a rule or a bridge. Only rules that are ``ORPHAN`` and bridges that are ``LEAKED`` go.
+
+    Attributes:
+        ORPHAN: A rule of an interface of ours that is gone.
+        LEAKED: A bridge whose owner is dead.
+        LIVE: Its interface exists, or the bridge is in use.
+        LEASED: A running process leases its interface or bridge.
+        PROTECTED: It names an interface with a protected prefix.
+        WILDCARD: It matches interfaces by wildcard.
+        UNDECIDABLE: Nothing proves that it is dead.
+        NEGATED: It names an interface of ours only in a negated match, so it matches live traffic.
+        FOREIGN: It looks like ours but is not.
+    """
 
     ORPHAN = "orphan"
     LEAKED = "leaked"
@@ -166,10 +216,15 @@ class Verdict(str, enum.Enum):
 
 
 class Finding(NamedTuple):
-    """A rule, what was decided about it, and why. ``bridge`` is the interface name that decided it.
+    """A rule, and what was decided about it.
 
-    ``live_traffic`` is the target of a rule whose only match of ``bridge`` is negated and that has gone or
-    may go: what the rule did to packets of every other interface.
+    Attributes:
+        rule: The rule.
+        verdict: What was decided.
+        bridge: The interface name that decided it.
+        reason: Why, in words.
+        live_traffic: The target of a rule whose only match of ``bridge`` is negated and that has gone or may go: what
+            the rule did to packets of every other interface.
     """
 
     rule: Rule
@@ -180,14 +235,26 @@ class Finding(NamedTuple):
 
 
 class Address(NamedTuple):
-    """An address of an interface, as ``10.200.1.1/24``, and its age in seconds; ``None`` where that is not known."""
+    """An address of an interface.
+
+    Attributes:
+        text: The address and the length of its prefix, as ``10.200.1.1/24``.
+        age: Its age in seconds; ``None`` where that is not known.
+    """
 
     text: str
     age: float | None
 
 
 class Lease(NamedTuple):
-    """A lease: the subnet that it is for, the bridge and the process that it names, and its whole text."""
+    """A lease of the test harness.
+
+    Attributes:
+        subnet: The subnet that it is for, as ``10.200.1.0/24``.
+        bridge: The bridge that it names.
+        pid: The process that it names.
+        text: The whole lease, as JSON.
+    """
 
     subnet: str
     bridge: str
@@ -198,8 +265,16 @@ class Lease(NamedTuple):
 class Bridge(NamedTuple):
     """An interface with a name that is ours or nearly so, as it was when it was looked at.
 
-    ``kind`` is the kernel's word for what it is, ``None`` for hardware. ``aliases`` are its alternative names,
-    ``ports`` the names of its ports, and ``uses`` say what else uses it. ``mac`` is its link-layer address.
+    Attributes:
+        name: Its name.
+        ifindex: Its number.
+        kind: The kernel's word for what it is; ``None`` for hardware.
+        aliases: Its alternative names.
+        addresses: Its addresses.
+        ports: The names of its ports.
+        uses: What else uses it, in words.
+        mtu: Its MTU in bytes.
+        mac: Its link-layer address.
     """
 
     name: str
@@ -239,7 +314,15 @@ class Bridge(NamedTuple):
 
 
 class BridgeFinding(NamedTuple):
-    """A bridge, what was decided about it, why, and the lease that names it; ``deleted``: it is gone now."""
+    """A bridge, and what was decided about it.
+
+    Attributes:
+        bridge: The bridge.
+        verdict: What was decided.
+        reason: Why, in words.
+        lease: The lease that names it, if there is one.
+        deleted: Whether it was deleted.
+    """
 
     bridge: Bridge
     verdict: Verdict

@@ -6,17 +6,30 @@ import operator
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
-from netsweep.model import BridgeFinding, Family, Finding, Rule, Verdict
+from netsweep.model import BackendName, BridgeFinding, Family, Finding, Rule, Verdict
+
+Command = Literal["list", "sweep", "teardown", "restore", "doctor"]
+"""What a report may be of."""
 
 _table_of = operator.attrgetter("rule.chain.table")
 
 
 @dataclass
 class BackendReport:
-    """What one family of one backend held: rules read, orphans among them, rules deleted; or rules put back."""
+    """What one family of one backend held, and what was done to it.
 
-    name: str
+    Attributes:
+        name: The backend: ``legacy`` is x_tables, ``nft`` is nf_tables.
+        family: The family of the tables.
+        scanned: How many rules were read in the chains that were looked at.
+        orphans: How many of them are orphaned.
+        deleted: How many rules were deleted.
+        restored: How many rules were put back; only a restore does that.
+    """
+
+    name: BackendName
     family: Family
     scanned: int = 0
     orphans: int = 0
@@ -26,9 +39,13 @@ class BackendReport:
 
 @dataclass
 class LockTimes:
-    """How long the lock at ``path`` was waited for and held, in ms, over all times it was taken.
+    """How long a lock was waited for and held.
 
-    ``longest_ms`` is the longest single hold.
+    Attributes:
+        path: The lock file.
+        waited_ms: Milliseconds of waiting, over all times that the lock was taken.
+        held_ms: Milliseconds of holding it, over all times that it was taken.
+        longest_ms: Milliseconds of the longest single hold.
     """
 
     path: str
@@ -39,9 +56,13 @@ class LockTimes:
 
 @dataclass
 class LeaseFile:
-    """The lease file that was used: how many leases it holds, and how many of them count.
+    """The lease file that was used.
 
-    ``exists`` is False where there is no such file, which means no leases.
+    Attributes:
+        path: The file.
+        exists: False where there is no such file, which means no leases.
+        leases: How many leases it holds.
+        running: How many of them count: those of processes that run, or may run in another PID namespace.
     """
 
     path: str
@@ -54,22 +75,32 @@ class LeaseFile:
 class Report:
     """The outcome of a run.
 
-    ``orphans`` are the orphaned rules that were found; for a sweep those that were deleted come first.
-    ``kept`` are the other rules that got a verdict, where they were asked for; ``negated`` are those of
-    them that a list always shows. ``bridges`` are the leaked bridges, where they were asked for, and with ``kept``
-    the others that got a verdict; ``bridges_scanned`` counts all of them, ``bridges_live`` those of
-    ours that are not leaked, where in doubt a bridge is alive, ``stale_leases`` the leases of the leaked ones
-    and those of dead processes whose bridge does not exist. ``chains`` are the chains that were asked for, as
-    ``[FAMILY:]TABLE/CHAIN``;
-    ``overlooked`` the tables that exist here and were not looked at, as ``nft inet firewalld``. ``elsewhere`` counts
-    the orphans in chains and families that were not asked for; a sweep does not look there. ``subnet_lock`` and
-    ``xtables_lock`` are ``None`` where the lock was never taken, ``leases`` where there is no lease file.
-    ``returning`` are the rules that a dry run of a restore would put back, with the positions that they would have.
-    ``journal`` is the absolute path of the file that says what was deleted, where one was asked for.
-    ``duration_ms`` is in milliseconds.
+    Attributes:
+        command: What ran.
+        dry_run: Whether it was a dry run, which changes nothing.
+        orphans: The orphaned rules that were found; for a sweep those that were deleted come first.
+        kept: The other rules that got a verdict, where they were asked for.
+        negated: Those of ``kept`` that a list always shows: they match everything but a bridge that is gone.
+        bridges: The leaked bridges, where they were asked for; with ``kept`` the others that got a verdict too.
+        bridges_scanned: How many bridges got a verdict; ``None`` where they were not asked for.
+        bridges_live: How many bridges of ours are not leaked; in doubt a bridge is alive. ``None`` as above.
+        stale_leases: How many leases are of leaked bridges, or of dead processes whose bridge does not exist.
+        leases_removed: How many leases were removed.
+        backends: What was read, found and done, for each family of each backend.
+        chains: The chains that were asked for, as ``[FAMILY:]TABLE/CHAIN``.
+        overlooked: The tables that exist here and were not looked at, as ``nft inet firewalld``.
+        elsewhere: How many orphans are in chains and families that were not asked for; a sweep does not look there.
+        leases: The lease file; ``None`` where the profile has none.
+        subnet_lock: How long the subnet lock was waited for and held; ``None`` where it was never taken.
+        xtables_lock: The same for the xtables lock.
+        returning: The rules that a dry run of a restore would put back, with the positions that they would have.
+        journal: The absolute path of the file that says what was deleted, where one was asked for and written.
+        duration_ms: Milliseconds that the run took, without the start of the process.
+        warnings: What a reader has to know, one line each.
+        errors: Why the run failed, one line each; empty where it did not.
     """
 
-    command: str
+    command: Command
     dry_run: bool = False
     orphans: list[Finding] = field(default_factory=list)
     kept: list[Finding] = field(default_factory=list)
@@ -122,7 +153,7 @@ class Report:
         """Whether anything was changed."""
         return self.deleted + self.restored + self.bridges_deleted + self.leases_removed > 0
 
-    def of(self, name: str, family: Family) -> BackendReport:
+    def of(self, name: BackendName, family: Family) -> BackendReport:
         """The part of the report on one family of one backend, made where it is not there yet."""
         for found in self.backends:
             if (found.name, found.family) == (name, family):

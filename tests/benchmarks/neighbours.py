@@ -154,11 +154,12 @@ def _run_for(contents: Contents, command: Sequence[str], seconds: float) -> bool
 def _wait_for_lock(contents: Contents, samples: int) -> LockWaits:
     import netsweep
 
+    backend: netsweep.BackendChoice = "nft" if contents.flavour == "nft" else "legacy"
     os.environ.update(contents.environment)
     waits = LockWaits([], [])
     for _ in range(samples):
         contents.leak_more()
-        report = netsweep.sweep(backend=contents.flavour)
+        report = netsweep.sweep(backend=backend)
         if not report.xtables_lock or report.deleted == 0:
             raise BenchmarkError("netsweep deleted nothing beside the neighbours")
         waits.netsweep.append(report.xtables_lock.waited_ms)

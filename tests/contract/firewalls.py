@@ -11,7 +11,7 @@ from pathlib import Path
 from netsweep.firewall import Backend, Transaction
 from netsweep.firewall.memory import MemoryBackend
 from netsweep.firewall.opening import open_backend
-from netsweep.model import Chain, Family, Interface, Rule, Spec, Table
+from netsweep.model import BackendName, Chain, Family, Interface, Rule, Spec, Table
 from netsweep.report import LockTimes
 from tests.namespace import Namespace, program, read, restore_input, unchanged
 
@@ -81,7 +81,7 @@ class Firewall(ABC):
     names that chains can have.
     """
 
-    name: str
+    name: BackendName
     notices: Collection[str] = ("remove", "replace", "remake")
     odd_names: Sequence[str] = ("\udcff\udcfe", "br\u00fccke-\u20ac", "a/b:c@d.e", "*", "[!x]%s$(x)", "x" * 28)
 
@@ -180,7 +180,7 @@ class Firewall(ABC):
 class IptablesFirewall(Firewall):
     """x_tables or nf_tables in a network namespace, changed with iptables."""
 
-    def __init__(self, ns: Namespace, flavour: str, family: Family) -> None:
+    def __init__(self, ns: Namespace, flavour: BackendName, family: Family) -> None:
         super().__init__(ns.directory, family)
         self.ns = ns
         self.name = flavour
@@ -334,7 +334,7 @@ def _words(made: Spec, count: int = 0) -> str:
 class MemoryFirewall(Firewall):
     """The firewall in memory."""
 
-    name = "memory"
+    name = "nft"
 
     def __init__(self, directory: Path, family: Family) -> None:
         super().__init__(directory, family)

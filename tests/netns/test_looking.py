@@ -587,7 +587,8 @@ def test_python_callers_tell_failures_by_their_kind(here: Namespace, monkeypatch
         ns.restore(flavour, leaks(["hmdead"]))
     assert failure(ns, netsweep.UsageError, 2, lambda: netsweep.sweep(prefix="")) is None
     assert failure(ns, netsweep.UsageError, 2, lambda: netsweep.find_orphans(chain="FORWARD")) is None
-    assert failure(ns, netsweep.UsageError, 2, lambda: netsweep.sweep(backend="ebtables")) is None
+    wrong: Any = "ebtables"
+    assert failure(ns, netsweep.UsageError, 2, lambda: netsweep.sweep(backend=wrong)) is None
     assert failure(ns, netsweep.UsageError, 2, lambda: netsweep.sweep(chain="filter/TYPO")) is not None
     with flocked(ns.lock_file):
         report = failure(ns, netsweep.BusyError, 75, lambda: netsweep.sweep(lock_timeout=0))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from netsweep.firewall.opening import open_backend
-from netsweep.model import Chain, Family, Interface, Spec, Table
+from netsweep.model import BackendName, Chain, Family, Interface, Spec, Table
 from tests.extensions import EXTENSIONS, IPV6, REMARKS
 from tests.namespace import FLAVOURS, Namespace, in_family, program, read, restore_input
 
@@ -20,7 +20,7 @@ class Iptables(NamedTuple):
     """One iptables in a namespace, and what the backend reads of its rules."""
 
     ns: Namespace
-    flavour: str
+    flavour: BackendName
     family: str
 
     def accepted(self, bodies: Sequence[str]) -> list[str]:

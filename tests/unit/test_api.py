@@ -5,17 +5,19 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 import netsweep
 from netsweep.errors import NetsweepError, UsageError
-from netsweep.profiles.options import Options
+from netsweep.model import BACKENDS
+from netsweep.profiles.options import BACKEND, CHOICES, FAMILIES, Options
 from netsweep.report import Report
 
 PUBLIC = {
@@ -23,6 +25,7 @@ PUBLIC = {
     "results": {"Report", "BackendReport", "LeaseFile", "LockTimes", "Finding", "Verdict"},
     "networks": {"Bridge", "BridgeFinding", "Address", "Lease"},
     "rules": {"Rule", "Spec", "Interface", "Chain", "Table", "Family", "Undo"},
+    "choices": {"BackendChoice", "BackendName", "Command", "FamilyChoice"},
     "version": {"__version__"},
     "errors": {"NetsweepError", "UsageError", "NoBackendError", "BusyError", "NotPermittedError", "TableError"},
 }
@@ -30,8 +33,24 @@ PUBLIC = {
 
 def test_what_is_exported_is_there_and_documented() -> None:
     assert set(netsweep.__all__) == set().union(*PUBLIC.values())
-    for name in netsweep.__all__:
+    for name in set(netsweep.__all__) - PUBLIC["choices"]:
         assert inspect.getdoc(getattr(netsweep, name)), name
+
+
+def test_every_field_of_a_result_is_documented_with_the_class_where_help_shows_it() -> None:
+    for name in PUBLIC["results"] | PUBLIC["networks"] | PUBLIC["rules"]:
+        result = getattr(netsweep, name)
+        fields = getattr(result, "_fields", getattr(result, "__dataclass_fields__", ()))
+        names = list(result.__members__ if name == "Verdict" else fields)
+        described = re.findall(r"^    (\w+): [^\s`].{8}", inspect.getdoc(result) or "", re.MULTILINE)
+        assert described == names or name == "Family", name
+
+
+def test_choices_are_those_that_the_options_take() -> None:
+    assert get_args(netsweep.BackendChoice) == CHOICES == (BACKEND, *BACKENDS)
+    assert get_args(netsweep.FamilyChoice) == tuple(FAMILIES)
+    hints = get_type_hints(netsweep.sweep)
+    assert (hints["backend"], hints["family"]) == (netsweep.BackendChoice | None, netsweep.FamilyChoice | None)
 
 
 def test_every_type_in_a_report_is_exported() -> None:
@@ -67,7 +86,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
     def note(name: str) -> Any:
         def job(options: Any, *arguments: Any, **named: Any) -> Report:
             calls.append((name, {"options": options, "more": arguments, **named}))
-            return Report(name)
+            return Report("sweep")
 
         return job
 
@@ -234,6 +253,12 @@ def test_types_are_checked_where_it_is_installed(tmp_path: Path) -> None:
             "harm: str | None = docker.negated[0].live_traffic",
             "elsewhere: int = docker.elsewhere",
             "bridges: Report = sweep(bridges=True, min_age='1h30m')",
+            "backend: BackendChoice = 'nft'",
+            "family: FamilyChoice = 'all'",
+            "chosen: Report = find_orphans(backend=backend, family=family)",
+            "name: BackendName = chosen.backends[0].name",
+            "table: BackendName = chosen.orphans[0].rule.chain.table.backend",
+            "ran: Command = chosen.command",
             "lease: Lease | None = bridges.bridges[0].lease",
             "age: float | None = bridges.leaked[0].bridge.age",
             "down: Report = teardown(['hm1', 'hm2'], subnet='10.200.1.0/24', own='x*', lock_file=Path('x'))",
@@ -247,9 +272,15 @@ def test_types_are_checked_where_it_is_installed(tmp_path: Path) -> None:
         "netsweep.find_orphans(max_deletes=1)",
         "netsweep.teardown()",
         "netsweep.teardown('hm1', chain='filter/INPUT')",
+        "netsweep.sweep(backend='ebtables')",
+        "netsweep.teardown('hm1', backend='iptables')",
+        "netsweep.find_orphans(family='ipv5')",
+        "assert netsweep.sweep().command == 'swep'",
     ]
     assert mypy(tmp_path, right) == (0, "Success: no issues found in 1 source file\n")
     status, said = mypy(tmp_path, "\n".join(wrong))
     assert status == 1
     assert 'Module "netsweep" has no attribute "Nonsense"' in said
-    assert {line.split(":")[1] for line in said.splitlines() if ": error:" in line} == {"1", "3", "4", "5", "6", "7"}
+    assert {line.split(":")[1] for line in said.splitlines() if ": error:" in line} == {
+        *("1", "3", "4", "5", "6", "7", "8", "9", "10", "11")
+    }

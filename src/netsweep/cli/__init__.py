@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 
 import click
 
-from netsweep.cli.outcome import invoke
+from netsweep.cli.outcome import COMPLETE_VARIABLE, invoke
 from netsweep.version import __version__
 
 _EXIT_STATUSES = """\b
@@ -20,14 +21,42 @@ Exit status:
   75  timed out waiting for a lock, or re-reading rules that kept changing;
       nothing was changed
   77  not permitted (CAP_NET_ADMIN missing, file not readable)
-  128+N  stopped by signal N; no table is half-changed and all locks are released"""
+  128+N  stopped by signal N; no table is half-changed, all locks are released"""
 
 
-_COMMANDS = ("list", "sweep", "teardown", "restore", "profiles", "doctor", "schema", "demo")
+_COMMANDS = ("list", "sweep", "teardown", "restore", "profiles", "doctor", "schema", "completion", "demo")
+
+_DASH = "\u2011"
+_SPACE = "\u00a0"
+
+
+class _Formatter(click.HelpFormatter):
+    """Breaks lines at spaces only: click would also break options and paths, at their dashes or anywhere.
+
+    A no-break space is shown as a space.
+    """
+
+    def write_text(self, text: str) -> None:
+        super().write_text(text.replace("-", _DASH))
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+        rows = [(first, second.replace("-", _DASH)) for first, second in rows]
+        longest = max((len(word) for _, second in rows for word in second.split(" ")), default=0)
+        # The second column is as wide as its longest word. What is longer than the first stands in a line of its own.
+        super().write_dl(rows, max(1, min(col_max, self.width - 2 * col_spacing - longest)), col_spacing)
+
+    def getvalue(self) -> str:
+        return super().getvalue().replace(_DASH, "-").replace(_SPACE, " ")
+
+
+class _Context(click.Context):
+    formatter_class = _Formatter
 
 
 class _Commands(click.Group):
     """Imports the module of a command when that is called: most runs need one of them."""
+
+    context_class = _Context
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*_COMMANDS]  # 'list' is a module of this package
@@ -36,6 +65,7 @@ class _Commands(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         command: click.Command = import_module(f"netsweep.cli.{cmd_name}").command
+        command.context_class = _Context
         return command
 
 
@@ -59,11 +89,11 @@ def cli() -> None:
       sudo netsweep sweep --dry-run   what would a sweep do?
       sudo netsweep sweep             delete the orphans
       sudo netsweep sweep --bridges   leaked bridges and their leases too
-      sudo netsweep list --profile docker         what did Docker leave behind?
-      sudo netsweep doctor            what does this host have, could a sweep run?
-      netsweep demo                   see it work in a throwaway network namespace
+      sudo netsweep list --profile docker   what did Docker leave behind?
+      sudo netsweep doctor            could a sweep run here?
+      netsweep demo                   see it work in a throwaway namespace
 
-    Needs root, or CAP_NET_ADMIN (for x_tables two more, see the README). 'netsweep COMMAND --help'
+    Needs root, or CAP_NET_ADMIN (for x_tables two more, see docs/safety.md). 'netsweep COMMAND --help'
     shows the options; every option is also read from the environment.
     """
 
@@ -73,4 +103,6 @@ def run(arguments: Sequence[str]) -> int:
 
     Commands tell their failures themselves; what is raised comes from showing help, or ends the process.
     """
+    if COMPLETE_VARIABLE in os.environ:
+        from netsweep.cli import complete  # noqa: F401 - registers what is ours
     return invoke(cli, arguments)

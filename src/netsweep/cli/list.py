@@ -6,14 +6,14 @@ from typing import Any
 
 import click
 
-from netsweep.cli.options import bridge_options, metrics_option, option, options_of, output_options, where_options
+from netsweep.cli.options import bridge_options, look_options, metrics_option, option, options_of, output_options
 from netsweep.cli.outcome import Output, show
 from netsweep.errors import ORPHANS_FOUND
 from netsweep.report import Report
 
 
 @click.command("list")
-@where_options
+@look_options
 @bridge_options
 @option("--all", "all_rules", is_flag=True, help="Show the rules and bridges that stay too, each with the reason.")
 @option("--exit-code", is_flag=True, help=f"Exit with {ORPHANS_FOUND} where there are orphans or leaked bridges.")
@@ -28,9 +28,9 @@ def command(all_rules: bool, exit_code: bool, output: Output, **settings: Any) -
     \b
     Examples:
       sudo netsweep list
-      sudo netsweep list --all          also the rules that stay, with the reason
-      sudo netsweep list --bridges      leaked bridges too, and the rules that go with them
-      sudo netsweep list --exit-code    for monitoring: 3 means there are orphans
+      sudo netsweep list --all         the rules that stay too, and why
+      sudo netsweep list --bridges     leaked bridges too, and their rules
+      sudo netsweep list --exit-code   for monitoring: 3 means orphans
       sudo netsweep list --metrics-file /var/lib/node_exporter/netsweep.prom
       sudo netsweep list --format json | jq '.orphans | length'
       sudo netsweep list --chain filter/FORWARD --chain filter/INPUT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 from click.core import ParameterSource
@@ -13,6 +13,9 @@ from netsweep import profiles
 from netsweep.cli.outcome import Output, default_form
 from netsweep.errors import UsageError
 from netsweep.profiles.options import BACKEND, CHOICES, FAMILIES, FAMILY, LOCK_TIMEOUT, WAIT, Options, path
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,7 +32,9 @@ class _Option(click.Option):
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
         # Of several values click drops those that are blank: a list of nothing would protect nothing.
         value = super().resolve_envvar_value(ctx)
-        if value is not None and not (value.replace(",", " ") if self.multiple else value).strip():
+        if value is None or ctx.resilient_parsing:
+            return value
+        if not (value.replace(",", " ") if self.multiple else value).strip():
             raise click.UsageError(f"{self.envvar} is blank: unset it, or give it a value", ctx)
         return value
 
@@ -41,6 +46,13 @@ class _Option(click.Option):
         return [each for text in value for each in text.split(",") if each]
 
 
+def completed(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """What a shell offers for the value of ``parameter``, by its metavar."""
+    from netsweep.cli.complete import offers  # only a shell asks
+
+    return offers(context, parameter.metavar or "", incomplete)
+
+
 def option(
     *names: str, help: str, shown: str | None = None, variable: str | None = None, **settings: Any
 ) -> Callable[[F], F]:
@@ -50,11 +62,11 @@ def option(
     is in the profile. ``variable``: the name of its environment variable, where it is not made from its own name.
     """
     variable = variable or "NETSWEEP_" + names[0].lstrip("-").replace("-", "_").upper()
-    # A path stands in a paragraph that click does not wrap: it would break it at its dashes.
-    before, between = ("\n\n\b\n", ";\n") if settings.get("metavar") == "PATH" else ("  ", "; ")
-    default = "" if shown is None else f"{between}default: {shown}"
+    default = "" if shown is None else f"; default: {shown}"
     several = ", comma-separated" if settings.get("multiple") else ""
-    text = f"{help}{before}[env var: {variable}{several}{default}]"
+    text = f"{help}  [env\u00a0var:\u00a0{variable}{several}{default}]"
+    if "metavar" in settings:
+        settings.setdefault("shell_complete", completed)
     return click.option(*names, cls=_Option, envvar=variable, help=text, **settings)
 
 
@@ -176,31 +188,42 @@ _means = (
         "auto is every one that holds tables in this network namespace.",
     ),
     option(
-        "--lock-file",
-        metavar="PATH",
-        shown=_PROFILE.lock_file,
-        help="Subnet lock of the test harness; only what deletes takes it. A profile may have none.",
-    ),
-    option(
         "--lease-file",
         metavar="PATH",
         shown=_PROFILE.lease_file,
         help="Leases of the test harness; a missing or empty file means none. "
         "TMPDIR is /tmp where it is not set; sudo does not pass it on.",
     ),
-    option(
-        "--lock-timeout",
-        metavar="SECONDS",
-        type=float,
-        shown=f"{LOCK_TIMEOUT:g}",
-        help="How long to wait for the subnet lock, where it is taken; 0: do not wait.",
-    ),
     wait_option,
 )
 
-where_options = _together(*_names, *_chains, *_means)
 
-whose_options = _together(*_names, *_means)
+def _lock_options(*, hidden: bool = False) -> tuple[Callable[[F], F], ...]:
+    return (
+        option(
+            "--lock-file",
+            metavar="PATH",
+            shown=_PROFILE.lock_file,
+            help="Subnet lock of the test harness; only what deletes takes it. A profile may have none.",
+            hidden=hidden,
+        ),
+        option(
+            "--lock-timeout",
+            metavar="SECONDS",
+            type=float,
+            shown=f"{LOCK_TIMEOUT:g}",
+            help="How long to wait for the subnet lock, where it is taken; 0: do not wait.",
+            hidden=hidden,
+        ),
+    )
+
+
+where_options = _together(*_names, *_chains, *_means, *_lock_options())
+
+look_options = _together(*_names, *_chains, *_means, *_lock_options(hidden=True))
+"""Those of :data:`where_options`, of which the help leaves out what only a sweep uses."""
+
+whose_options = _together(*_names, *_means, *_lock_options())
 
 
 def _metrics_file(context: click.Context, _: click.Parameter, value: str | None) -> str | None:

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import click
 
@@ -14,7 +14,10 @@ from netsweep.errors import ORPHANS_FOUND, NetsweepError, UsageError
 from netsweep.output.failures import complain, explain
 from netsweep.output.text import changes, text_lines
 from netsweep.profiles import DEFAULT
-from netsweep.report import Report
+from netsweep.report import Command, Report
+
+COMPLETE_VARIABLE = "_NETSWEEP_COMPLETE"
+"""The environment variable by which a shell asks for completions, as click names it after the program."""
 
 
 class Output(NamedTuple):
@@ -43,7 +46,7 @@ def guarded(job: Callable[[], int]) -> int:
 
 
 def show(
-    command: str, job: Callable[[], Report], output: Output, *, best_effort: bool = False, exit_code: bool = False
+    command: Command, job: Callable[[], Report], output: Output, *, best_effort: bool = False, exit_code: bool = False
 ) -> tuple[int, Report]:
     """Call ``job`` and write its report to stdout as ``output`` says; return the exit status and the report.
 
@@ -168,7 +171,7 @@ def invoke(command: click.Command, arguments: Sequence[str]) -> int:
         message = f"{error.format_message().rstrip('.')} (see: netsweep{context} --help)"
         complain(message)
         if _form_asked_for(arguments) == "github":
-            _annotate(Report(command_name or "", errors=[message]), error.exit_code)
+            _annotate(Report(cast(Command, command_name or "list"), errors=[message]), error.exit_code)
         return error.exit_code
     except click.ClickException as error:
         complain(error.format_message())

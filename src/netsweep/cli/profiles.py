@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 
 from netsweep import profiles
+from netsweep.cli.options import completed
 from netsweep.cli.outcome import guarded
 
 
 @click.command("profiles", short_help="Show the profiles, or one of them as TOML.")
-@click.argument("name", required=False, metavar="[NAME|PATH]")
+@click.argument("name", required=False, metavar="[NAME|PATH]", shell_complete=completed)
 def command(name: str | None) -> int:
     """Show the profiles, or one of them as TOML with the reason of each line.
 
@@ -20,7 +21,8 @@ def command(name: str | None) -> int:
     Examples:
       netsweep profiles
       netsweep profiles docker
-      netsweep profiles docker > mine.toml; sudo netsweep list --profile ./mine.toml
+      netsweep profiles docker > mine.toml
+      sudo netsweep list --profile ./mine.toml
     """
 
     def job() -> int:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from netsweep.cli.options import option, result_options, wait_option
+from netsweep.cli.options import completed, option, result_options, wait_option
 from netsweep.cli.outcome import Output, show
 from netsweep.report import Report
 
 
 @click.command("restore")
-@click.argument("file", metavar="FILE")
+@click.argument("file", metavar="FILE", shell_complete=completed)
 @option("--dry-run", is_flag=True, help="Only show which rules would be put back, and where; change nothing.")
 @option("--force", is_flag=True, help="Restore a journal of another network namespace.")
 @wait_option

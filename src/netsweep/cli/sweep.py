@@ -44,9 +44,9 @@ def command(dry_run: bool, best_effort: bool, output: Output, **settings: Any) -
       sudo netsweep sweep
       sudo netsweep sweep --dry-run -v
       sudo netsweep sweep --journal /root/swept   undo with: restore /root/swept
-      sudo netsweep sweep --lock-timeout 0        give up if a test holds the lock
+      sudo netsweep sweep --lock-timeout 0        do not wait for tests
       sudo netsweep sweep --prefix hm --prefix vmt
-      sudo netsweep sweep --bridges               whole networks: bridges, leases and rules
+      sudo netsweep sweep --bridges               bridges and leases too
       sudo netsweep sweep --profile docker        dead networks of Docker
 
     \b

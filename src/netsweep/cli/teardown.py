@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from netsweep.cli.options import option, options_of, output_options, whose_options
+from netsweep.cli.options import completed, option, options_of, output_options, whose_options
 from netsweep.cli.outcome import Output, show
 from netsweep.errors import UsageError
 from netsweep.report import Report
 
 
 @click.command("teardown")
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=completed)
 @option("--subnet", metavar="CIDR", help="The network's subnet, where neither its lease nor its bridge says.")
 @option(
     "--force",

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from netsweep.model import Chain, Rule, Spec, Table
+from netsweep.model import BackendName, Chain, Rule, Spec, Table
 from netsweep.report import LockTimes
 
 
@@ -98,7 +98,7 @@ class Backend(Protocol):
     rules of several tables.
     """
 
-    name: str
+    name: BackendName
 
     @property
     def spans_tables(self) -> bool: ...

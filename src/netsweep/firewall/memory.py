@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from netsweep.errors import ContentionError, NetsweepError
 from netsweep.firewall import Addition, Scan, Standing, Transaction
-from netsweep.model import Chain, Rule, Spec, Table, Undo
+from netsweep.model import BackendName, Chain, Rule, Spec, Table, Undo
 from netsweep.report import LockTimes
 
 _INCARNATIONS = itertools.count(1)
@@ -28,7 +28,7 @@ class MemoryBackend:
 
     spans_tables = False
 
-    def __init__(self, chains: Collection[Chain] = (), *, name: str = "nft", batch: int = 1000) -> None:
+    def __init__(self, chains: Collection[Chain] = (), *, name: BackendName = "nft", batch: int = 1000) -> None:
         self.name = name
         self.batch = batch
         self.before_read: Callable[[], None] = lambda: None

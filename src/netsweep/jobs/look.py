@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,7 +17,7 @@ from netsweep.host.capabilities import require_net_admin
 from netsweep.host.leases import Leases
 from netsweep.host.observer import observer
 from netsweep.jobs.patience import Patience
-from netsweep.model import Chain, Family, Lease, Life, Rule, Table
+from netsweep.model import BackendName, Chain, Family, Lease, Life, Rule, Table
 from netsweep.output.failures import explain
 from netsweep.output.text import changes
 from netsweep.policy.names import Names
@@ -204,9 +204,10 @@ def opened(options: Options, prefilter: Sequence[bytes], *, writes: bool = False
     require_net_admin()
     undo = options.journal is not None
     with ExitStack() as stack:
-        backends = {name: open_backend(name, prefilter, undo=undo, writes=writes) for name in options.backends}
-        for backend in backends.values():
-            stack.callback(backend.close)
+        backends = dict[str, Backend]()
+        for name in options.backends:
+            backends[name] = open_backend(name, prefilter, undo=undo, writes=writes)
+            stack.callback(backends[name].close)
         yield backends
 
 
@@ -353,7 +354,7 @@ def _is_built_in(pattern: ChainPattern) -> bool:
     # A chain of iptables' own comes into being when it is first used.
     families = (Family.IPV4, Family.IPV6)
     return any(
-        pattern.matches(Chain(Table("", family, table), chain))
+        pattern.matches(Chain(Table("legacy", family, table), chain))
         for family in families
         for table, chains in BUILT_IN.items()
         for chain in chains
@@ -367,7 +368,7 @@ class BackendSurvey(NamedTuple):
     why tables cannot be changed.
     """
 
-    name: str
+    name: BackendName
     tables: Sequence[Table] | None
     scanned: Mapping[Family, int]
     owned: Mapping[Family, int]
@@ -397,3 +398,24 @@ def survey(options: Options) -> list[BackendSurvey]:
                 owned[rule.chain.table.family] += policy.owned([rule])
         found.append(BackendSurvey(name, tables, scanned, owned, scan.chains, refusals=refusals))
     return found
+
+
+def chain_names(options: Options) -> list[str]:
+    """The chains that a sweep may look at, as ``TABLE/CHAIN``: the profile's, iptables' own, and those that exist here.
+
+    Reads no rule. Where the chains of the kernel cannot be read, they are left out.
+    """
+    names = {f"{table}/{chain}" for table, chains in BUILT_IN.items() for chain in chains}
+    names.update(text for text in options.chains if not set(text) & set("*?[:"))
+
+    def note(chain: Chain) -> bool:
+        if chain.table.family in SWEPT and options.allows(chain):
+            names.add(f"{chain.table.name}/{chain.name}")
+        return False
+
+    for name in options.backends:
+        with suppress(NetsweepError, ContentionError):
+            require_net_admin()
+            with closing(open_backend(name, ())) as backend:
+                backend.read(backend.tables(), note)
+    return sorted(names)

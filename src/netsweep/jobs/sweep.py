@@ -28,7 +28,7 @@ from netsweep.jobs.patience import Patience
 from netsweep.model import BridgeFinding, Finding, Rule, Table, Verdict
 from netsweep.output.text import count
 from netsweep.profiles.options import Options
-from netsweep.report import LockTimes, Report
+from netsweep.report import Command, LockTimes, Report
 
 if TYPE_CHECKING:
     from netsweep.jobs.journal import Journal
@@ -42,7 +42,7 @@ MANY = 1_000
 """More orphans than this take so long to delete that a raised priority would be felt by others; it is one batch."""
 
 
-def find_orphans(options: Options, *, keep: bool = False, command: str = "list", dry_run: bool = False) -> Report:
+def find_orphans(options: Options, *, keep: bool = False, command: Command = "list", dry_run: bool = False) -> Report:
     """Report the orphaned rules, and with ``keep`` the others that get a verdict; change nothing, take no lock.
 
     Where bridges are asked for, so are they, and the rules that would go with them are orphans too. Orphans in chains

@@ -7,10 +7,11 @@ import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import get_args
 
 from netsweep import profiles
 from netsweep.errors import UsageError
-from netsweep.model import BACKENDS, Chain, Family, Table
+from netsweep.model import BACKENDS, BackendChoice, BackendName, Chain, Family, FamilyChoice, Table
 from netsweep.policy.patterns import (
     ALL_CHAINS,
     ANY_CHAIN,
@@ -26,11 +27,11 @@ LOCK_TIMEOUT = 30.0
 WAIT = 5.0
 """Seconds, as in ``iptables -w 5``, which the test harness uses."""
 
-BACKEND = "auto"
-CHOICES = ("auto", *BACKENDS)
+BACKEND: BackendChoice = "auto"
+CHOICES: tuple[BackendChoice, ...] = get_args(BackendChoice)
 
-FAMILY = "all"
-FAMILIES = {
+FAMILY: FamilyChoice = "all"
+FAMILIES: dict[FamilyChoice, frozenset[Family]] = {
     "ipv4": frozenset({Family.IPV4, Family.INET}),
     "ipv6": frozenset({Family.IPV6, Family.INET}),
     "all": frozenset({Family.IPV4, Family.IPV6, Family.INET}),
@@ -56,10 +57,10 @@ class Options:
     chains: tuple[str, ...]
     chains_given: bool
     patterns: tuple[ChainPattern, ...]
-    family: str
+    family: FamilyChoice
     include_negated: bool
     settle: float
-    backend: str
+    backend: BackendChoice
     lock_file: str | None
     lease_file: str | None
     lock_timeout: float
@@ -78,10 +79,10 @@ class Options:
         protect: str | Iterable[str] | None = None,
         chain: str | Iterable[str] | None = None,
         all_chains: bool = False,
-        family: str | None = None,
+        family: FamilyChoice | None = None,
         include_negated: bool = False,
         settle: float | None = None,
-        backend: str | None = None,
+        backend: BackendChoice | None = None,
         lock_file: str | os.PathLike[str] | None = None,
         lease_file: str | os.PathLike[str] | None = None,
         lock_timeout: float | None = None,
@@ -119,9 +120,9 @@ class Options:
         self._check()
 
     @property
-    def backends(self) -> tuple[str, ...]:
+    def backends(self) -> tuple[BackendName, ...]:
         """The names of the backends to look at."""
-        return BACKENDS if self.backend == BACKEND else (self.backend,)
+        return BACKENDS if self.backend == "auto" else (self.backend,)
 
     @property
     def families(self) -> frozenset[Family]:
@@ -156,7 +157,7 @@ class Options:
             families = self.families & {pattern.family} if pattern.family else self.families
             if not families:
                 raise UsageError(f"chain {text!a} is not of family {self.family}: change --chain or --family")
-            if not any(self.allows(Chain(Table("", each, pattern.table), pattern.chain)) for each in families):
+            if not any(self.allows(Chain(Table("nft", each, pattern.table), pattern.chain)) for each in families):
                 raise UsageError(f"profile {self.profile.name!a} never touches chain {text!a}")
         try:
             check_names(self.prefixes, self.protected, self.globs)

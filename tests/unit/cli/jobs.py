@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from netsweep.report import Report
+from netsweep.report import Command, Report
 
 
 class Jobs:
@@ -15,9 +15,9 @@ class Jobs:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
-        self.does: Callable[[str], Report] = Report
+        self.does: Callable[[Command], Report] = Report
 
-    def job(self, name: str) -> Callable[..., Report]:
+    def job(self, name: Any) -> Callable[..., Report]:
         def job(*arguments: Any, **named: Any) -> Report:
             self.calls.append((name, arguments, named))
             return self.does(name)

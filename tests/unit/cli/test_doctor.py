@@ -17,7 +17,7 @@ from netsweep import profiles
 from netsweep.cli import run
 from netsweep.errors import NetsweepError, NoBackendError, NotPermittedError
 from netsweep.jobs.look import BackendSurvey
-from netsweep.model import Chain, Family, Table
+from netsweep.model import BackendName, Chain, Family, Table
 from netsweep.report import Report
 from tests import schema
 from tests.unit.output.reports import finding
@@ -38,7 +38,7 @@ class Host:
 
     def hold(
         self,
-        name: str,
+        name: BackendName,
         *tables: Table,
         owned: int = 0,
         chains: Sequence[Chain] = (),
@@ -371,7 +371,12 @@ def test_a_lock_is_held_by_the_process_that_has_it_though_another_took_it(
     ],
 )
 def test_a_held_lock_that_a_sweep_would_not_wait_for_is_foreseen(
-    host: Host, capsys: pytest.CaptureFixture[str], lock: str, options: list[str], backend: str | None, status: int
+    host: Host,
+    capsys: pytest.CaptureFixture[str],
+    lock: str,
+    options: list[str],
+    backend: BackendName | None,
+    status: int,
 ) -> None:
     host.report.orphans = [finding(backend=backend)] if backend else []
     with held(host.lock_file if lock == "subnet" else host.xtables_lock):

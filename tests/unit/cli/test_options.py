@@ -15,7 +15,7 @@ from tests.unit.cli.jobs import Jobs, jobs
 
 __all__ = ["jobs"]
 
-COMMANDS = ("list", "sweep", "teardown", "restore", "profiles", "doctor", "demo")
+COMMANDS = ("list", "sweep", "teardown", "restore", "profiles", "doctor", "schema", "completion", "demo")
 
 CHAINS = ("chain", "all-chains", "family", "include-negated", "settle")
 WHERE = {
@@ -36,11 +36,12 @@ WHERE = {
 }
 SWEEP = {"dry-run": None, "journal": None, "max-deletes": None, "best-effort": None}
 BRIDGES = {"bridges": None, "min-age": "1h"}
+LOOK = {name: value for name, value in WHERE.items() if name not in ("lock-file", "lock-timeout")}
 WHOSE = {name: value for name, value in WHERE.items() if name not in CHAINS}
 RESULT = {"format": "text", "quiet": None, "color": "auto"}
 OUTPUT = {**RESULT, "verbose": None}
 OPTIONS: dict[str, dict[str, str | None]] = {
-    "list": {**WHERE, **BRIDGES, **OUTPUT, "metrics-file": None, "all": None, "exit-code": None},
+    "list": {**LOOK, **BRIDGES, **OUTPUT, "metrics-file": None, "all": None, "exit-code": None},
     "sweep": {
         **WHERE,
         **BRIDGES,
@@ -61,6 +62,7 @@ OPTIONS: dict[str, dict[str, str | None]] = {
     },
     "schema": {},
     "demo": {},
+    "completion": {},
 }
 """The options of each command and their defaults."""
 
@@ -114,6 +116,26 @@ def test_help_describes_every_option_with_default_and_variable(
         assert len(re.sub(r"\[.*?\]", "", words).split()) >= 4, f"--{name} is not described"
         if default is not None:
             assert f"default: {default}]" in words
+
+
+@pytest.mark.parametrize(
+    ("command", "columns"), [("", 80), *((command, columns) for command in COMMANDS for columns in (60, 80))]
+)
+def test_help_fits_and_breaks_lines_at_spaces_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, columns: int
+) -> None:
+    arguments = [command] if command else []
+    lines = shown(monkeypatch, capsys, *arguments, "--help", columns=columns).splitlines()
+    wide = shown(monkeypatch, capsys, *arguments, "--help", columns=100).split()
+    assert max(map(len, lines)) <= max(columns, 80)  # examples are not wrapped
+    assert [line for line in lines if line != line.rstrip() or line.startswith("]")] == []
+    assert " ".join(lines).split() == wide
+
+
+@pytest.mark.parametrize("name", ["--lock-file", "--lock-timeout"])
+def test_a_list_takes_what_only_a_sweep_uses(jobs: Jobs, name: str) -> None:
+    assert run(["list", name, "7"]) == run(["sweep", name, "7"]) == 0
+    assert options_given(jobs) == options_given(jobs) != Options()
 
 
 def test_the_defaults_in_the_help_are_those_of_the_profile() -> None:

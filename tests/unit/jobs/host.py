@@ -19,7 +19,7 @@ from netsweep.firewall.memory import MemoryBackend
 from netsweep.host import interfaces, leases, locks
 from netsweep.jobs import look, restore
 from netsweep.jobs.sweep import sweep
-from netsweep.model import Chain, Family, Finding, Interface, Lease, Rule, Spec, Table
+from netsweep.model import BackendName, Chain, Family, Finding, Interface, Lease, Rule, Spec, Table
 from netsweep.output.json import write_json
 from netsweep.profiles.options import Options
 from netsweep.report import LockTimes, Report
@@ -37,7 +37,7 @@ def spec(bridge: str, *comments: str) -> Spec:
 class Firewall(MemoryBackend):
     """Notes what is done to it."""
 
-    def __init__(self, note: Callable[[str], None], name: str, chains: Collection[Chain], batch: int) -> None:
+    def __init__(self, note: Callable[[str], None], name: BackendName, chains: Collection[Chain], batch: int) -> None:
         super().__init__([chain._replace(table=chain.table._replace(backend=name)) for chain in chains], name=name)
         self.batch = batch
         self.complete = True
@@ -118,7 +118,11 @@ class Host:
         self.firewalls: dict[str, Firewall] = {}
 
     def firewall(
-        self, *bridges: str, chains: Collection[Chain] = (FORWARD, POSTROUTING), batch: int = 1000, name: str = "nft"
+        self,
+        *bridges: str,
+        chains: Collection[Chain] = (FORWARD, POSTROUTING),
+        batch: int = 1000,
+        name: BackendName = "nft",
     ) -> Firewall:
         """Give the host a firewall with a rule for each of ``bridges``."""
         made = Firewall(self.events.append, name, chains, batch)
@@ -126,7 +130,7 @@ class Host:
         self.firewalls[name] = made
         return made
 
-    def open_backend(self, name: str, prefilter: Sequence[bytes], **_: bool) -> Firewall:
+    def open_backend(self, name: BackendName, prefilter: Sequence[bytes], **_: bool) -> Firewall:
         return self.firewalls.get(name) or Firewall(self.events.append, name, (), 1000)
 
     def lease(self, bridge: str, pid: int) -> None:

@@ -11,7 +11,7 @@ from netsweep.errors import NetsweepError
 from netsweep.firewall.memory import MemoryBackend
 from netsweep.jobs import look
 from netsweep.jobs.doctor import Diagnosis, diagnose
-from netsweep.model import Chain, Family, Table
+from netsweep.model import BackendName, Chain, Family, Table
 from netsweep.profiles.options import Options
 from tests.unit.jobs.host import FORWARD, POSTROUTING, Host, fail
 
@@ -95,7 +95,7 @@ def test_a_firewall_that_cannot_be_read_is_told_and_the_other_is_shown(
 ) -> None:
     host.firewall("hm1", name="nft")
 
-    def opened(name: str, prefilter: Sequence[bytes], **options: bool) -> MemoryBackend:
+    def opened(name: BackendName, prefilter: Sequence[bytes], **options: bool) -> MemoryBackend:
         if name == "legacy":
             fail(NetsweepError("no libip4tc"))()
         return host.open_backend(name, prefilter, **options)

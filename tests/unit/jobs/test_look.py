@@ -11,7 +11,7 @@ import pytest
 
 from netsweep.errors import ContentionError, NetsweepError, UsageError
 from netsweep.jobs.sweep import find_orphans, sweep
-from netsweep.model import Chain, Family, Interface, Rule, Spec, Table, Verdict
+from netsweep.model import BackendName, Chain, Family, Interface, Rule, Spec, Table, Verdict
 from netsweep.profiles.options import Options
 from netsweep.report import Report
 from tests.unit.jobs.host import FORWARD, POSTROUTING, Firewall, Host, fail, on_call, spec
@@ -173,7 +173,7 @@ def test_the_default_profile_leaves_networks_of_others_alone(host: Host) -> None
 
 
 @pytest.mark.parametrize("name", ["legacy", "nft"])
-def test_where_a_profile_has_no_lock_and_no_leases_none_are_used(host: Host, name: str) -> None:
+def test_where_a_profile_has_no_lock_and_no_leases_none_are_used(host: Host, name: BackendName) -> None:
     docker(host.firewall(chains=DOCKERS, name=name), "docker0")
     report = sweep(Options(profile="docker", settle=0))
     assert (report.deleted, report.subnet_lock, report.leases) == (4, None, None)

@@ -6,6 +6,7 @@ from typing import Any
 
 from netsweep.model import (
     Address,
+    BackendName,
     Bridge,
     BridgeFinding,
     Chain,
@@ -27,7 +28,7 @@ def finding(
     bridge: str | None = "hmdead",
     position: int = 1,
     *,
-    backend: str = "legacy",
+    backend: BackendName = "legacy",
     family: Family = Family.IPV4,
     table: str = "filter",
     chain: str = "FORWARD",

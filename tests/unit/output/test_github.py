@@ -16,7 +16,7 @@ from netsweep.model import Family, Verdict
 from netsweep.output.escape import escape
 from netsweep.output.github import ROWS_MAX, github_lines, write_outputs, write_step_summary
 from netsweep.output.text import summary
-from netsweep.report import BackendReport, LeaseFile, LockTimes, Report
+from netsweep.report import BackendReport, Command, LeaseFile, LockTimes, Report
 from tests.unit.output.reports import bridge, finding, leaked, listed, negated, swept, torn_down
 from tests.unit.output.test_escape import host_text
 
@@ -62,7 +62,7 @@ def test_the_annotation_is_as_loud_as_the_matter(report: Report, best_effort: bo
 
 
 @pytest.mark.parametrize("command", ["list", "sweep", "teardown"])
-def test_where_nothing_was_to_be_done_there_is_one_plain_line(command: str) -> None:
+def test_where_nothing_was_to_be_done_there_is_one_plain_line(command: Command) -> None:
     report = listed([])
     report.command = command
     assert list(github_lines(report)) == [summary(report)]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from netsweep.model import Chain, Family, Finding, Interface, Rule, Spec, Table, Verdict
+from netsweep.model import BackendName, Chain, Family, Finding, Interface, Rule, Spec, Table, Verdict
 from netsweep.output.text import NAMES_MAX, ROWS_MAX, summary, text_lines
 from netsweep.report import BackendReport, LeaseFile, Report
 from tests.unit.output.reports import bridge, finding, leaked, listed, negated, swept, torn_down
@@ -76,7 +76,12 @@ def test_a_family_other_than_ipv4_is_named() -> None:
 
 
 def test_families_and_backends_are_told_apart_wherever_they_are_named() -> None:
-    families = [("legacy", Family.IPV4), ("legacy", Family.IPV6), ("nft", Family.IPV4), ("nft", Family.IPV6)]
+    families: list[tuple[BackendName, Family]] = [
+        ("legacy", Family.IPV4),
+        ("legacy", Family.IPV6),
+        ("nft", Family.IPV4),
+        ("nft", Family.IPV6),
+    ]
     orphans = [finding(backend=backend, family=family) for backend, family in families]
     report = listed(orphans)
     report.backends = [BackendReport(backend, family, 10, 1) for backend, family in families]

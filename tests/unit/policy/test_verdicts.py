@@ -18,7 +18,7 @@ from netsweep.policy.patterns import chain_pattern
 from netsweep.policy.verdicts import Claims, Policy
 
 OURS = Names(["hm"], ["ha"], ["hypeman-{role}-{name}"])
-CHAIN = Chain(Table("memory", Family.IPV4, "filter"), "FORWARD")
+CHAIN = Chain(Table("nft", Family.IPV4, "filter"), "FORWARD")
 ALIVE = frozenset({"hm1", "hm2", "eth0", "lo", "ha1"})
 LEASED = {"hm5": "a running process (PID 1) holds a lease for hm5"}
 DEVICES: Mapping[int, tuple[str, ...]] = {1: ("lo",), 3: ("hm1", "uplink"), 4: ("altname", "ha1"), 9: ()}

@@ -27,7 +27,7 @@ from netsweep.firewall.nftables.dumps import Dump, Gathered
 from netsweep.firewall.nftables.modules import kernel_has_nf_tables
 from netsweep.host import netlink
 from netsweep.host.netlink import NETLINK_NETFILTER, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_ERROR
-from netsweep.model import Chain, Family, Rule, Spec, Table, Undo
+from netsweep.model import BackendName, Chain, Family, Rule, Spec, Table, Undo
 from netsweep.report import LockTimes
 
 BATCH_MAX = 1000
@@ -49,7 +49,7 @@ _ATTEMPTS = 100
 class NftablesBackend:
     """The nf_tables tables of this network namespace; see :func:`netsweep.firewall.opening.open_backend`."""
 
-    name = "nft"
+    name: BackendName = "nft"
     batch = BATCH_MAX
     spans_tables = True
 

@@ -21,14 +21,14 @@ from netsweep.firewall.xtables.bindings import Counters, Library, libiptc
 from netsweep.firewall.xtables.codec import LAYOUTS, Layout, decode, parts
 from netsweep.firewall.xtables.modules import existing_tables
 from netsweep.host import locks
-from netsweep.model import Chain, Rule, Spec, Table, Undo
+from netsweep.model import BackendName, Chain, Rule, Spec, Table, Undo
 from netsweep.report import LockTimes
 
 
 class XtablesBackend:
     """The x_tables tables of this network namespace; see :func:`netsweep.firewall.opening.open_backend`."""
 
-    name = "legacy"
+    name: BackendName = "legacy"
     batch = sys.maxsize
     spans_tables = False
 
