@@ -62,11 +62,12 @@ install: iptables ## Install netsweep in PREFIX=/opt/netsweep, with links in LIN
 test: kernel-packages lint ## Lint, check types and run all tests; those that need the kernel need root
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(COVERAGE)
 
-lint: .venv/installed-dev ## Check style, types, and that imports keep to the layers
+lint: .venv/installed-dev ## Check style, types, workflows, and that imports keep to the layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/zizmor --offline --quiet --strict-collection --pedantic .github
 
 bench: kernel-packages .venv/installed-dev ## Measure netsweep against what it replaces, as root, in twenty minutes
 	@$(BIN)/python -m pip install --quiet --group bench

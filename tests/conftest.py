@@ -14,8 +14,9 @@ NEED_KERNEL = (Path(__file__).parent / "netns", Path(__file__).parent / "benchma
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for name in ("NO_COLOR", "FORCE_COLOR"):  # a workflow may set them
-        os.environ.pop(name, None)
+    # A workflow, in which the tests may run, sets them.
+    for name in [name for name in os.environ if name in ("NO_COLOR", "FORCE_COLOR") or name.startswith("GITHUB_")]:
+        del os.environ[name]
     config.addinivalue_line("markers", "kernel: needs root, for network namespaces with rules in them")
     config.addinivalue_line("markers", "alone: keeps the machine busy, or measures time: no other test runs meanwhile")
 

@@ -1128,7 +1128,7 @@ def test_the_text_and_github_formats_name_the_numbers(ns: Namespace) -> None:
     assert f"Deleted {numbers} in " in summary.read_text()
     assert done.stderr == ""
     again = ns.run(*command, environment=github)
-    assert "::notice title=netsweep::Nothing to sweep: no leaked bridges, 0 looked at" in again.stdout
+    assert again.stdout.startswith("Nothing to sweep: no leaked bridges, 0 looked at")
 
 
 def test_best_effort_tells_of_a_failure_and_succeeds(ns: Namespace) -> None:

@@ -428,27 +428,44 @@ def test_a_demo_that_is_stopped_stops_as_a_whole_and_cleans_up(ns: Namespace) ->
     assert not list(ns.directory.glob("netsweep-demo-*"))
 
 
-def test_the_github_format_is_a_group_an_annotation_and_a_step_summary(ns: Namespace, flavour: str) -> None:
+def test_a_workflow_gets_a_group_an_annotation_outputs_and_a_step_summary(ns: Namespace, flavour: str) -> None:
     ns.restore(flavour, leaks(["hmdead"]))
-    summary = ns.directory / "summary"
-    ns.environment["GITHUB_STEP_SUMMARY"] = str(summary)
-    found = ns.netsweep("list", "--format", "github")
-    swept = ns.netsweep("sweep", "--format", "github", "-v")
-    clean = ns.netsweep("list", "--format", "github")
-    for done, level, what in (
-        (found, "warning", "Found 3 orphaned rules of 1 bridge"),
-        (swept, "notice", "Deleted 3 orphaned rules of 1 bridge"),
-        (clean, "notice", "Nothing to sweep"),
+    summary, outputs = ns.directory / "summary", ns.directory / "output"
+    ns.environment |= {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(summary), "GITHUB_OUTPUT": str(outputs)}
+    for arguments, level, what, written in (
+        (["list", "--exit-code"], "warning", "Found 3 orphaned rules of 1 bridge", [0, 3, "false", 3]),
+        (["sweep", "-v"], "notice", "Deleted 3 orphaned rules of 1 bridge", [3, 3, "true", 0]),
     ):
-        assert (done.returncode, done.stderr) == (0, "")
+        done = ns.netsweep(*arguments)
+        assert (done.returncode, done.stderr) == (written[-1], "")
         lines = done.stdout.splitlines()
         commands = [line for line in lines if line.startswith("::")]
         assert commands[:2] == ["::group::netsweep: details", "::endgroup::"]
         assert commands[2].startswith(f"::{level} title=netsweep::{what}")
         assert lines[-2:] == commands[1:]
-    assert "hypeman-nat-hmdead" in swept.stdout
-    assert summary.read_text().count("### netsweep\n") == 3
-    assert f"| {flavour} | ipv4 | 3 | 3 | 3 |\n" in summary.read_text()
+        names = ("deleted", "orphans", "changed", "status")
+        assert outputs.read_text() == "".join(f"{name}={value}\n" for name, value in zip(names, written, strict=True))
+        outputs.unlink()
+    assert "hypeman-nat-hmdead" in done.stdout
+    clean = ns.netsweep("sweep")
+    assert re.fullmatch(r"Nothing to sweep: .*\n", clean.stdout)
+    text = summary.read_text()
+    assert text.count("### netsweep\n") == 3
+    row = f"| hmdead | gone | 3 | {flavour} filter/FORWARD: 2, {flavour} nat/POSTROUTING: 1 |\n"
+    assert text.count(row) == 2
+    assert f"| {flavour} | ipv4 | 3 | 3 | 3 |\n" in text
+    assert len(re.findall(r"\| subnet \| \d+\.\d ms \| \d+\.\d ms \| \d+\.\d ms \|", text)) == 1
+    assert text.count("| xtables | ") == (flavour == "legacy")
+    assert text.count("No lock was taken.") == 2
+
+
+def test_wrong_usage_is_an_annotation_with_best_effort_too(ns: Namespace) -> None:
+    ns.environment |= {"GITHUB_ACTIONS": "true", "GITHUB_OUTPUT": str(ns.directory / "output")}
+    for arguments in (["--chain", "filter/TYPO"], ["--prefix", "ham"], ["--nosuch"]):
+        line = complaint(ns.netsweep("sweep", "--best-effort", *arguments), 2)
+    done = ns.netsweep("sweep", "--best-effort", "--nosuch")
+    assert done.stdout == f"::error title=netsweep::{line.removeprefix('netsweep: ')}\n"
+    assert (ns.directory / "output").read_text().count("status=2\n") == 4
 
 
 def test_an_error_is_an_annotation_too(ns: Namespace) -> None:

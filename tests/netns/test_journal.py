@@ -354,7 +354,7 @@ def test_a_rule_that_cannot_be_put_back_stops_a_sweep_before_anything_is_deleted
     ns.run("nft", f"add table {table}; add chain {table} {rule.split()[0]}; add rule {table} {rule}")
     with unchanged(ns):
         line = complaint(ns.netsweep("sweep", "--journal", str(ns.directory / "journal")), 1)
-    assert "goes with the rule: it could not be put back, so it was not deleted" in line
+    assert "is deleted with the rule: it could not be put back, so it was not deleted" in line
     assert "without --journal" in line
     assert ns.netsweep("sweep").returncode == 0
     assert "hmdead" not in ns.ruleset()
@@ -364,7 +364,7 @@ def test_a_rule_that_cannot_be_put_back_is_found_behind_many_others(ns: Namespac
     ns.restore("nft", leaks(f"hm{number:x}" for number in range(700)))
     ns.run("nft", 'add rule ip filter FORWARD iifname "hmdead" ip saddr { 192.0.2.1, 192.0.2.2 } drop')
     with unchanged(ns):
-        assert "goes with the rule" in complaint(ns.netsweep("sweep", "--journal", str(ns.directory / "journal")), 1)
+        assert "is deleted with the rule" in complaint(ns.netsweep("sweep", "--journal", str(ns.directory / "journal")), 1)
 
 
 def full_disk(ns: Namespace, room: int) -> tuple[str, ...]:

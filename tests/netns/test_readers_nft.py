@@ -394,7 +394,7 @@ def test_the_device_of_a_copy_is_told_by_number(ns: Namespace, family: str, line
 def test_the_device_of_a_copy_that_comes_from_a_map_is_not_told(ns: Namespace) -> None:
     ns.add_bridges("hm11fe")
     (spec,) = Native(ns, "ip").read("dup to 10.9.9.9 device ip saddr map { 10.0.0.1 : hm11fe }")
-    assert (spec.device_indexes, "does not tell" in (spec.unreadable or "")) == ((), True)
+    assert (spec.device_indexes, "cannot be read" in (spec.unreadable or "")) == ((), True)
 
 
 def test_devices_of_packets_that_are_passed_on(ns: Namespace) -> None:
@@ -405,7 +405,7 @@ def test_devices_of_packets_that_are_passed_on(ns: Namespace) -> None:
         ns.run("nft", f"add rule netdev {TABLE} {CHAIN} {line}")
     *told, from_map = (spec_in(each) for each in dump(ns, "netdev"))
     assert [(each.device_indexes, each.unreadable) for each in told] == [((index,), None)] * 2
-    assert "does not tell" in (from_map.unreadable or "")
+    assert "cannot be read" in (from_map.unreadable or "")
 
 
 def test_comments_of_native_rules_are_read_byte_for_byte(native: Native) -> None:
@@ -585,7 +585,7 @@ def test_a_rule_says_which_sets_it_uses_and_the_kernel_which_of_them_go_with_it(
 def test_a_chain_of_a_rule_s_own_goes_with_it(native: Native) -> None:
     own, other = native.add("iifname hmdead jump { drop; }", "iifname hmdead jump JOBS")
     assert re.fullmatch(r"__chain\d+", undo_of(own).jump or "")
-    assert "goes with the rule" in (undo_of(own).lost or "")
+    assert "is deleted with the rule" in (undo_of(own).lost or "")
     assert (undo_of(other).jump, undo_of(other).lost) == ("JOBS", None)
 
 

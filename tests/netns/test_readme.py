@@ -186,12 +186,3 @@ def test_commands_say_what_the_page_says(page: Path, tmp_path: Path) -> None:
         page.write_text("".join(f"{line}\n" for line in lines))
     texts = [f"{name_of(page)}:{step.line - 1}: $ {step.command}\n" + "\n".join(said) for step, said in differing]
     assert not texts, "\n\n".join(["commands say something else:", *texts])
-
-
-SCRIPTS = [block for page in PAGES for block in blocks(page) if block.lines[:1] == ["import netsweep"]]
-
-
-@pytest.mark.parametrize("block", SCRIPTS, ids=[f"{name_of(block.page)}:{block.line}" for block in SCRIPTS])
-def test_programs_run(block: Block, tmp_path: Path) -> None:
-    with host(block.scene or "networks", tmp_path) as there:
-        assert "Traceback (most recent call last):" not in there.says(sys.executable, "-c", "\n".join(block.lines))

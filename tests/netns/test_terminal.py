@@ -133,6 +133,13 @@ def test_tables_load_rich(mess: Namespace) -> None:
     assert "rich" in loaded(mess, "list", "--color", "always")
 
 
+def test_the_demo_shows_tables_that_fit(ns: Namespace) -> None:
+    text = STYLE.sub("", shown(ns, 80, "demo"))
+    assert max(len(line) for line in text.splitlines() if " " in line) <= 80, "longer than a path that is alone"
+    assert text.count("orphan: 600 rules of 100 bridges\n") == 2
+    assert "\nlive: 18 rules\n" in text
+
+
 def test_the_picture_in_the_readme_is_what_is_shown_now() -> None:
     """But for the times; where it is not, ``make pictures`` makes it anew."""
     assert words_of(pictures.of_a_sweep()) == words_of(pictures.PICTURE.read_text("utf-8"))

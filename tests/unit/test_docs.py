@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
+import netsweep
 from netsweep.cli import cli
 from netsweep.model import Verdict
 from netsweep.version import __version__
@@ -132,3 +133,11 @@ def test_the_changelog_keeps_to_the_form() -> None:
         assert re.fullmatch(r"## \[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", version)
     kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
     assert {line.removeprefix("### ") for line in lines if line.startswith("### ")} <= kinds
+
+
+def test_every_exception_is_listed_with_its_status() -> None:
+    listed = {
+        name: int(row[1]) for row in table(DOCS / "python.md", "exception") for name in re.findall(r"\w+", row[0])
+    }
+    exported = {name: getattr(netsweep, name) for name in netsweep.__all__ if name.endswith("Error")}
+    assert listed == {name: error.exit_status for name, error in exported.items()}

@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from netsweep import profiles
-from netsweep.cli.outcome import Output
+from netsweep.cli.outcome import Output, default_form
 from netsweep.errors import UsageError
 from netsweep.profiles.options import BACKEND, CHOICES, FAMILIES, FAMILY, LOCK_TIMEOUT, WAIT, Options, path
 
@@ -19,7 +19,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 FORMATS = {
     "text": "text for people",
     "json": "json for programs",
-    "github": "github for a workflow's log and step summary",
+    "github": "github for the log, summary and outputs of a workflow's step, and the default there",
 }
 
 _PROFILE = profiles.load()
@@ -58,13 +58,21 @@ def option(
     return click.option(*names, cls=_Option, envvar=variable, help=text, **settings)
 
 
+class _Form(click.Choice[str]):
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        # The environment is the same for all commands, and not all have all formats.
+        if value in FORMATS and ctx and ctx.get_parameter_source("form") is not ParameterSource.COMMANDLINE:
+            value = value if value in self.choices else "text"
+        return super().convert(value, param, ctx)
+
+
 def format_option(*forms: str) -> Callable[[F], F]:
-    """``--format``, with those of :data:`FORMATS` that a command has."""
+    """``--format``, with those of :data:`FORMATS` that a command has; text for those that the environment asks for."""
     return option(
         "--format",
         "form",
-        type=click.Choice(forms),
-        default="text",
+        type=_Form(forms),
+        default=default_form,
         shown="text",
         help=", ".join(FORMATS[form] for form in forms) + ".",
     )
@@ -237,16 +245,16 @@ _looks = (
         "--quiet",
         "-q",
         is_flag=True,
-        help="Print nothing on success, for cron. Warnings and failures are told as ever, and json and github are "
-        "written as ever.",
+        help="Print nothing on success, for cron. Warnings and failures still go to stderr, and json and github are "
+        "still written.",
     ),
     option(
         "--color",
         type=click.Choice(("auto", "always", "never")),
         default="auto",
         shown="auto",
-        help="auto is coloured tables on a terminal, and plain text elsewhere; NO_COLOR and FORCE_COLOR change that. "
-        "always is coloured tables everywhere, never is tables without colours on a terminal.",
+        help="auto: coloured tables on a terminal, plain text elsewhere; NO_COLOR and FORCE_COLOR are honoured. "
+        "always: coloured tables everywhere, as wide as COLUMNS says (80). never: no colours.",
     ),
 )
 

@@ -65,15 +65,16 @@ def show(
             complain(str(failure))
         for warning in report.warnings:
             complain(f"warning: {warning}")
+        answer = ORPHANS_FOUND if exit_code and (report.orphans or report.leaked) else 0
         try:
-            _write(report, output, best_effort)
+            tolerated = best_effort and not isinstance(failure, UsageError)
+            _write(report, output, failure.exit_status if failure else answer, best_effort=tolerated)
         except Exception as error:
             unwritten = _unwritten(error, report)
             failure = failure or unwritten
     except SystemExit as stopped:  # a signal
         _write_metrics(known, command, output, stopped.code)
         raise
-    answer = ORPHANS_FOUND if exit_code and (report.orphans or report.leaked) else 0
     without_metrics = _write_metrics(known, command, output, failure.exit_status if failure else answer)
     failure = failure or without_metrics
     if failure is None:
@@ -103,7 +104,7 @@ def _write_metrics(report: Report | None, command: str, output: Output, status: 
     return None
 
 
-def _write(report: Report, output: Output, best_effort: bool) -> None:
+def _write(report: Report, output: Output, status: int, *, best_effort: bool = False) -> None:
     form, verbose = output.form, output.verbose
     # What a run does not need is not imported.
     if form == "json":
@@ -111,7 +112,7 @@ def _write(report: Report, output: Output, best_effort: bool) -> None:
 
         write_json(report, sys.stdout)
     elif form == "github":
-        from netsweep.output.github import github_lines, write_step_summary
+        from netsweep.output.github import github_lines
 
         sys.stdout.writelines(f"{line}\n" for line in github_lines(report, verbose=verbose, best_effort=best_effort))
     elif report.changed if report.errors else not output.quiet:
@@ -123,8 +124,18 @@ def _write(report: Report, output: Output, best_effort: bool) -> None:
         else:
             sys.stdout.writelines(f"{line}\n" for line in text_lines(report, verbose=verbose))
     sys.stdout.flush()
-    if form == "github" and (path := os.environ.get("GITHUB_STEP_SUMMARY")):
-        write_step_summary(report, path)
+    if form == "github":
+        from netsweep.output.github import write_outputs, write_step_summary
+
+        if path := os.environ.get("GITHUB_OUTPUT"):
+            write_outputs(report, status, path)
+        if path := os.environ.get("GITHUB_STEP_SUMMARY"):
+            write_step_summary(report, path)
+
+
+def default_form() -> str:
+    """The format where ``--format`` is not given: what the environment says, or that of where netsweep runs."""
+    return os.environ.get("NETSWEEP_FORMAT") or ("github" if os.environ.get("GITHUB_ACTIONS") == "true" else "text")
 
 
 def _looks(color: str) -> tuple[bool, bool]:
@@ -152,9 +163,32 @@ def invoke(command: click.Command, arguments: Sequence[str]) -> int:
         error.show()
         return error.exit_code
     except click.UsageError as error:
-        context = f" {error.ctx.info_name}" if error.ctx and error.ctx.parent else ""
-        complain(f"{error.format_message().rstrip('.')} (see: netsweep{context} --help)")
+        command_name = error.ctx.info_name if error.ctx and error.ctx.parent else None
+        context = f" {command_name}" if command_name else ""
+        message = f"{error.format_message().rstrip('.')} (see: netsweep{context} --help)"
+        complain(message)
+        if _form_asked_for(arguments) == "github":
+            _annotate(Report(command_name or "", errors=[message]), error.exit_code)
         return error.exit_code
     except click.ClickException as error:
         complain(error.format_message())
         return error.exit_code
+
+
+def _form_asked_for(arguments: Sequence[str]) -> str:
+    """The format that a command line asks for, also where click could not read it to its end."""
+    form = default_form()
+    for before, argument in zip(("", *arguments), arguments, strict=False):
+        if before == "--format":
+            form = argument
+        elif argument.startswith("--format="):
+            form = argument.removeprefix("--format=")
+    return form
+
+
+def _annotate(report: Report, status: int) -> None:
+    """Tell a workflow of a command that did not come to be run."""
+    try:
+        _write(report, Output("github"), status)
+    except Exception as error:
+        complain(str(explain(error)))

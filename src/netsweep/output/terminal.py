@@ -15,8 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TextIO
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.padding import Padding
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -186,55 +185,61 @@ class _Writer:
                 self._console.print()
 
     def _by_reason(self, findings: Iterable[Finding | BridgeFinding], *, tell: bool = True) -> None:
-        """Write what stands where, under the reason of its verdict."""
+        """Write what stands where, under the reason of its verdict where that is to be told."""
         groups: dict[str, list[tuple[str, str]]] = {}
         for each in findings:
             groups.setdefault(reason_of(each), []).append(_row(each))
-        least = max(len(where) for rows in groups.values() for where, _ in rows)
+        before = max(len(where) for rows in groups.values() for where, _ in rows) + _GAP
+        indent = 4 if tell else 2
         for reason, rows in groups.items():
             if tell:
                 self._print(f"{reason}:", indent=2)
-            self._table(("", ""), rows, indent=4 if tell else 2, least=least)
+            self._rows(rows, " " * indent, before)
+
+    def _rows(self, rows: Sequence[tuple[str, str]], margin: str, before: int) -> None:
+        """Write rows of two columns. There may be very many, for which a table of rich takes too long."""
+        width = self._width - len(margin)
+        room = width - before
+        below = not _fits([last for _, last in rows], room, width)
+        lines = []
+        for where, rule in rows:
+            if below:
+                lines += [where, *_wrapped(rule, width, _GAP)]
+            else:
+                first, *others = [*_wrapped(rule, room, broken=True), ""]
+                lines += [f"{where:<{before}}{first}", *(" " * before + other for other in others if other)]
+        self._console.out("\n".join(f"{margin}{line}".rstrip() for line in lines), highlight=False)
 
     def _heading(self, verdict: Verdict, text: str) -> None:
         self._print(f"{verdict.value}: {text}", mark=verdict.value, style=_STYLES[verdict])
 
-    def _table(self, headers: Sequence[str], rows: Sequence[Sequence[str]], *, indent: int = 0, least: int = 0) -> None:
-        """Write a table of which only the last column is wrapped; or a list, where a word of that would not fit in.
-
-        The first column is ``least`` wide at least.
-        """
-        width = self._width - indent
+    def _table(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Write a table of which only the last column is wrapped; or a list, where a word of that would not fit in."""
         widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
-        widths[0] = max(widths[0], least)
-        room = width - sum(widths[:-1]) - _GAP * (len(widths) - 1)
-        # A word that is longer than the terminal is wide is broken anyway.
-        words = [len(word) for row in rows for word in row[-1].split(" ") if len(word) <= width - _GAP]
-        if room < max([*words, min(widths[-1], _WIDTH_MIN)]):
-            self._list(headers, rows, indent)
+        room = self._width - sum(widths[:-1]) - _GAP * (len(widths) - 1)
+        if not _fits([row[-1] for row in rows], room, self._width):
+            self._list(headers, rows)
             return
-        headed = any(headers)
-        box = SIMPLE_HEAD if headed and "UTF" in locale.getpreferredencoding(False).upper() else None
-        padding = (0, _GAP if box is None else _GAP - 1, 0, 0)
-        table = Table(
-            box=box, show_header=headed, show_edge=False, pad_edge=False, padding=padding, header_style="bold"
-        )
-        for header in headers:
-            table.add_column(Text(header), no_wrap=True, justify="right" if header == "RULES" else "left")
-        table.columns[0].min_width = widths[0]
-        table.columns[0].style = "bold" if headed else ""
+        widths[-1] = min(widths[-1], room)
+        box = SIMPLE_HEAD if "UTF" in locale.getpreferredencoding(False).upper() else None
+        gap = _GAP - (box is not None)  # what is between its columns is a space
+        table = Table(box=box, show_edge=False, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
+        for header, width in zip(headers, widths, strict=True):
+            justify: JustifyMethod = "right" if header == "RULES" else "left"
+            table.add_column(Text(header), width=width, no_wrap=True, justify=justify)
+        table.columns[0].style = "bold"
         for row in rows:
             last = "\n".join(_wrapped(row[-1], room, broken=True))
             table.add_row(*map(Text, row[:-1]), Text(last))
-        self._console.print(Padding(table, (0, 0, 0, indent), expand=False))
+        self._console.print(table)
 
-    def _list(self, headers: Sequence[str], rows: Sequence[Sequence[str]], indent: int) -> None:
+    def _list(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         for row in rows:
             if row[0]:
-                self._print(row[0], indent=indent, mark=row[0] if headers[0] else "")
+                self._print(row[0], mark=row[0])
             for header, cell in zip(headers[1:], row[1:], strict=True):
                 if cell:
-                    self._print(f"{header.lower()}: {cell}" if header else cell, indent=indent + _GAP)
+                    self._print(f"{header.lower()}: {cell}", indent=_GAP)
 
     def _print(self, text: str, *, indent: int = 0, mark: str = "", style: str = "default") -> None:
         """Write ``text`` in lines that are broken between words, with ``mark``, with which it begins, in ``style``."""
@@ -244,6 +249,13 @@ class _Writer:
                 shown.stylize(f"bold {style}", indent, indent + len(mark))
             # Without soft_wrap rich would break words that are longer than the terminal is wide, as paths may be.
             self._console.print(shown, soft_wrap=True)
+
+
+def _fits(cells: Sequence[str], room: int, width: int) -> bool:
+    """Whether ``cells`` can be shown in ``room`` columns without breaking words that ``width`` columns can hold."""
+    longest = max(map(len, cells))
+    words = [len(word) for cell in cells for word in cell.split(" ") if len(word) <= width - _GAP]
+    return room >= max([*words, min(longest, _WIDTH_MIN)])
 
 
 def _row(each: Finding | BridgeFinding) -> tuple[str, str]:

@@ -110,6 +110,23 @@ def test_a_host_that_holds_nothing(host: Host, capsys: pytest.CaptureFixture[str
     assert verdict(capsys) == "A sweep could run here. It would find nothing to delete."
 
 
+@pytest.mark.parametrize("variable", [("NETSWEEP_FORMAT", "github"), ("GITHUB_ACTIONS", "true")])
+def test_a_format_of_other_commands_is_text_where_the_environment_has_it(
+    host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], variable: tuple[str, str]
+) -> None:
+    monkeypatch.setenv(*variable)
+    assert run(["doctor"]) == 0
+    assert "A sweep could run here. It would find nothing to delete." in capsys.readouterr().out
+    assert run(["doctor", "--format", "github"]) == 2
+    assert "'github' is not one of 'text', 'json'" in capsys.readouterr().err
+    monkeypatch.setenv("NETSWEEP_FORMAT", "json")
+    assert run(["doctor"]) == 0
+    assert json.loads(capsys.readouterr().out)["command"] == "doctor"
+    monkeypatch.setenv("NETSWEEP_FORMAT", "xml")
+    assert run(["doctor"]) == 2
+    assert "'xml' is not one of" in capsys.readouterr().err
+
+
 def test_settings_are_the_effective_ones(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
     found = doctor(capsys, "--prefix", "vm", "--wait", "1", "--lease-file", "/nowhere/leases")
     assert found["settings"] == {

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from netsweep.cli import run
 from netsweep.errors import BusyError, NetsweepError, NoBackendError, NotPermittedError, UsageError
+from netsweep.report import Report
 from tests import schema
 from tests.unit.cli.jobs import Jobs, jobs, raises
 from tests.unit.output.reports import finding, listed, swept
@@ -87,8 +89,11 @@ def test_wrong_usage_exits_with_2_even_with_best_effort(
 
 def test_usage_that_only_the_job_finds_wrong_exits_with_2_too(jobs: Jobs, capsys: pytest.CaptureFixture[str]) -> None:
     jobs.does = raises(UsageError("there is no chain filter/X"))
-    assert run(["sweep", "--best-effort"]) == 2
-    assert capsys.readouterr().err == "netsweep: there is no chain filter/X\n"
+    for form in ("text", "github"):
+        assert run(["sweep", "--best-effort", "--format", form]) == 2
+        said = capsys.readouterr()
+        assert said.err == "netsweep: there is no chain filter/X\n"
+        assert said.out == ("::error title=netsweep::there is no chain filter/X\n" if form == "github" else "")
 
 
 @pytest.mark.parametrize("form", ["text", "json", "github"])
@@ -150,7 +155,7 @@ def test_warnings_are_told_in_every_form(jobs: Jobs, capsys: pytest.CaptureFixtu
     if form == "json":
         assert schema.read(said.out)["warnings"] == report.warnings
     elif form == "github":
-        assert "\n::warning title=netsweep::there is no chain filter/X\n" in said.out
+        assert "::warning title=netsweep::there is no chain filter/X\n" in said.out
 
 
 def test_the_step_summary_is_written_and_its_failure_is_told(
@@ -159,13 +164,122 @@ def test_the_step_summary_is_written_and_its_failure_is_told(
     jobs.does = lambda _: swept([finding()])
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary"))
     assert run(["sweep", "--format", "github"]) == 0
-    assert "| legacy | ipv4 | 1203 | 1 | 1 |" in (tmp_path / "summary").read_text()
+    assert "| legacy | ipv4 | 1,203 | 1 | 1 |" in (tmp_path / "summary").read_text()
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path))
     capsys.readouterr()
     assert run(["sweep", "--format", "github"]) == 1
     said = capsys.readouterr()
     assert "is a directory: refused" in said.err
     assert "::notice title=netsweep::Deleted 1 orphaned rule" in said.out
+
+
+def test_a_run_in_a_workflow_is_told_to_the_workflow(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    jobs.does = lambda _: swept([finding()])
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    for command in (["list"], ["sweep"], ["teardown", "hm1"], ["restore", "x"]):
+        assert run(command) == 0
+        assert "::notice title=netsweep::" in capsys.readouterr().out
+    for arguments, variable in ((["--format", "text"], "json"), ([], "text")):
+        monkeypatch.setenv("NETSWEEP_FORMAT", variable)
+        assert run(["sweep", *arguments]) == 0
+        assert "::" not in capsys.readouterr().out
+    monkeypatch.delenv("NETSWEEP_FORMAT")
+    monkeypatch.setenv("GITHUB_ACTIONS", "false")
+    assert run(["sweep"]) == 0
+    assert "::" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("does", "arguments", "status", "outputs"),
+    [
+        (lambda _: swept([finding()]), ["sweep"], 0, "deleted=1\norphans=1\nchanged=true\nstatus=0\n"),
+        (lambda _: listed([finding()]), ["list"], 0, "deleted=0\norphans=1\nchanged=false\nstatus=0\n"),
+        (
+            lambda _: listed([finding()]),
+            ["list", "--exit-code"],
+            3,
+            "deleted=0\norphans=1\nchanged=false\nstatus=3\n",
+        ),
+        (raises(BusyError("no")), ["sweep"], 75, "deleted=0\norphans=0\nchanged=false\nstatus=75\n"),
+        (
+            raises(BusyError("no")),
+            ["sweep", "--best-effort"],
+            0,
+            "deleted=0\norphans=0\nchanged=false\nstatus=75\n",
+        ),
+        (
+            raises(UsageError("no")),
+            ["sweep", "--best-effort"],
+            2,
+            "deleted=0\norphans=0\nchanged=false\nstatus=2\n",
+        ),
+    ],
+)
+def test_outputs_have_the_status_that_best_effort_hides(
+    jobs: Jobs,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    does: Callable[[str], Report],
+    arguments: list[str],
+    status: int,
+    outputs: str,
+) -> None:
+    jobs.does = does
+    monkeypatch.setenv("GITHUB_OUTPUT", str(tmp_path / "output"))
+    assert run(arguments) == status
+    assert not (tmp_path / "output").exists()
+    assert run([*arguments, "--format", "github"]) == status
+    assert (tmp_path / "output").read_text() == outputs
+
+
+@pytest.mark.parametrize("arguments", [["sweep", "--nosuch"], ["sweep", "--wait", "soon"], ["nosuch"], ["restore"]])
+@pytest.mark.parametrize(
+    ("told", "variables", "annotated"),
+    [
+        (["--format", "github"], {}, True),
+        (["--format=github"], {}, True),
+        ([], {"NETSWEEP_FORMAT": "github"}, True),
+        ([], {"GITHUB_ACTIONS": "true"}, True),
+        ([], {}, False),
+        (["--format", "json"], {"GITHUB_ACTIONS": "true"}, False),
+        (["--format=text"], {"NETSWEEP_FORMAT": "github"}, False),
+        ([], {"GITHUB_ACTIONS": "true", "NETSWEEP_FORMAT": "json"}, False),
+    ],
+)
+def test_wrong_usage_is_an_annotation_too(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: list[str],
+    told: list[str],
+    variables: dict[str, str],
+    annotated: bool,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("GITHUB_OUTPUT", str(tmp_path / "output"))
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary"))
+    assert run([*arguments, *told]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("netsweep: ")
+    assert said.err.count("\n") == 1
+    if annotated:
+        assert said.out == f"::error title=netsweep::{said.err.removeprefix('netsweep: ')}"
+        assert (tmp_path / "output").read_text().endswith("status=2\n")
+        assert "### netsweep" in (tmp_path / "summary").read_text()
+    else:
+        assert said.out == ""
+        assert not list(tmp_path.iterdir())
+
+
+def test_wrong_usage_that_cannot_be_annotated_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GITHUB_OUTPUT", str(tmp_path))
+    assert run(["sweep", "--nosuch", "--format", "github"]) == 2
+    assert f"netsweep: step output '{tmp_path}' is a directory: refused" in capsys.readouterr().err
 
 
 def test_only_list_with_exit_code_answers_with_3(jobs: Jobs, capsys: pytest.CaptureFixture[str]) -> None:
