@@ -8,9 +8,9 @@ from netsweep.cli.outcome import COMPLETE_VARIABLE
 
 
 @click.command("completion", short_help="Print the script that completes netsweep in a shell.")
-@click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
+@click.argument("shell", metavar="bash|zsh|fish", type=click.Choice(("bash", "zsh", "fish")), required=False)
 @click.pass_context
-def command(context: click.Context, shell: str) -> int:
+def command(context: click.Context, shell: str | None) -> int:
     """Print the script that makes a shell complete netsweep's commands, options and values.
 
     \b
@@ -29,6 +29,8 @@ def command(context: click.Context, shell: str) -> int:
     Example:
       netsweep completion bash
     """
+    if shell is None:
+        raise click.UsageError("no shell given: bash, zsh or fish", context)
     from netsweep.cli.complete import SHELLS
 
     completion = SHELLS[shell](context.find_root().command, {}, "netsweep", COMPLETE_VARIABLE)

@@ -82,6 +82,8 @@ def test_the_script_is_printed(name: str, capsys: pytest.CaptureFixture[str]) ->
 def test_another_shell_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["completion", "tcsh"]) == 2
     assert "'tcsh' is not one of 'bash', 'zsh', 'fish'" in capsys.readouterr().err
+    assert run(["completion"]) == 2
+    assert "no shell given: bash, zsh or fish (see: netsweep completion --help)" in capsys.readouterr().err
 
 
 def test_no_program_is_run_to_print_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
