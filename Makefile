@@ -36,7 +36,7 @@ apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench pictures man soak iptables kernel-packages clean
+.PHONY: help demo test lint bench man pictures soak iptables kernel-packages clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)

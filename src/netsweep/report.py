@@ -83,7 +83,7 @@ class Report:
         negated: Those of ``kept`` that a list always shows: they match everything but a bridge that is gone.
         bridges: The leaked bridges, where they were asked for; with ``kept`` the others that got a verdict too.
         bridges_scanned: How many bridges got a verdict; ``None`` where they were not asked for.
-        bridges_live: How many of ours are not leaked; in doubt a bridge is alive. ``None`` as ``bridges_scanned``.
+        bridges_live: How many bridges of ours are not leaked; in doubt a bridge is alive. ``None`` as above.
         stale_leases: How many leases are of leaked bridges, or of dead processes whose bridge does not exist.
         leases_removed: How many leases were removed.
         backends: What was read, found and done, for each family of each backend.
@@ -94,7 +94,7 @@ class Report:
         subnet_lock: How long the subnet lock was waited for and held; ``None`` where it was never taken.
         xtables_lock: The same for the xtables lock.
         returning: The rules that a dry run of a restore would put back, with the positions that they would have.
-        journal: The absolute path of the file that says what was deleted; ``None`` where none was asked for.
+        journal: The absolute path of the file that says what was deleted, where one was asked for and written.
         duration_ms: Milliseconds that the run took, without the start of the process.
         warnings: What a reader has to know, one line each.
         errors: Why the run failed, one line each; empty where it did not.

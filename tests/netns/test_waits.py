@@ -129,3 +129,10 @@ def test_callers_of_the_api_are_told_nothing_but_by_the_error(
     ):
         ns.inside(lambda: netsweep.sweep(lock_timeout=1.1))
     assert capfd.readouterr().err == ""
+
+
+def test_with_quiet_only_the_failure_is_told(ns: Namespace) -> None:
+    ns.restore("nft", leaks(["hmdead"]))
+    with holder(ns, ns.lock_file, "flock", str(ns.lock_file), "cat"):
+        line = complaint(ns.netsweep("sweep", "-q", "--lock-timeout", "1.2"), 75)
+    assert "was busy for 1.2 s (held by process" in line

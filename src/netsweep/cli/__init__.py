@@ -24,7 +24,7 @@ Exit status:
   128+N  stopped by signal N; no table is half-changed, all locks are released"""
 
 
-_COMMANDS = ("list", "sweep", "teardown", "restore", "profiles", "doctor", "schema", "demo", "completion")
+_COMMANDS = ("list", "sweep", "teardown", "restore", "profiles", "doctor", "schema", "completion", "demo")
 
 _DASH = "\u2011"
 _SPACE = "\u00a0"
@@ -93,7 +93,7 @@ def cli() -> None:
       sudo netsweep doctor            could a sweep run here?
       netsweep demo                   see it work in a throwaway namespace
 
-    Needs root, or CAP_NET_ADMIN (for x_tables two more, see the README). 'netsweep COMMAND --help'
+    Needs root, or CAP_NET_ADMIN (for x_tables two more, see docs/safety.md). 'netsweep COMMAND --help'
     shows the options; every option is also read from the environment.
     """
 

@@ -32,9 +32,9 @@ class _Option(click.Option):
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
         # Of several values click drops those that are blank: a list of nothing would protect nothing.
         value = super().resolve_envvar_value(ctx)
-        if ctx.resilient_parsing:  # a shell asks what it may offer
+        if value is None or ctx.resilient_parsing:
             return value
-        if value is not None and not (value.replace(",", " ") if self.multiple else value).strip():
+        if not (value.replace(",", " ") if self.multiple else value).strip():
             raise click.UsageError(f"{self.envvar} is blank: unset it, or give it a value", ctx)
         return value
 

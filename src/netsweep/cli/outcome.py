@@ -171,7 +171,7 @@ def invoke(command: click.Command, arguments: Sequence[str]) -> int:
         message = f"{error.format_message().rstrip('.')} (see: netsweep{context} --help)"
         complain(message)
         if _form_asked_for(arguments) == "github":
-            _annotate(Report(cast("Command", command_name or ""), errors=[message]), error.exit_code)
+            _annotate(Report(cast(Command, command_name or "list"), errors=[message]), error.exit_code)
         return error.exit_code
     except click.ClickException as error:
         complain(error.format_message())

@@ -30,7 +30,7 @@ class Status(Observer):
 
     def __init__(self) -> None:
         self._stream = sys.stderr
-        self._in_place = self._stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        self._in_place = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._news = threading.Event()
         self._ended = False
         self._text = ""

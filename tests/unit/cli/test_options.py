@@ -15,7 +15,7 @@ from tests.unit.cli.jobs import Jobs, jobs
 
 __all__ = ["jobs"]
 
-COMMANDS = ("list", "sweep", "teardown", "restore", "profiles", "doctor", "schema", "demo", "completion")
+COMMANDS = ("list", "sweep", "teardown", "restore", "profiles", "doctor", "schema", "completion", "demo")
 
 CHAINS = ("chain", "all-chains", "family", "include-negated", "settle")
 WHERE = {
