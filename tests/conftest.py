@@ -15,8 +15,9 @@ NEED_KERNEL = (Path(__file__).parent / "netns", Path(__file__).parent / "benchma
 
 def pytest_configure(config: pytest.Config) -> None:
     # A workflow, in which the tests may run, sets them.
-    for name in [name for name in os.environ if name in ("NO_COLOR", "FORCE_COLOR") or name.startswith("GITHUB_")]:
-        del os.environ[name]
+    for name in [*os.environ]:
+        if name in ("NO_COLOR", "FORCE_COLOR") or name.startswith(("GITHUB_", "NETSWEEP_")):
+            del os.environ[name]
     config.addinivalue_line("markers", "kernel: needs root, for network namespaces with rules in them")
     config.addinivalue_line("markers", "alone: keeps the machine busy, or measures time: no other test runs meanwhile")
 

@@ -468,6 +468,14 @@ def test_wrong_usage_is_an_annotation_with_best_effort_too(ns: Namespace) -> Non
     assert (ns.directory / "output").read_text().count("status=2\n") == 4
 
 
+def test_the_demo_shows_text_in_a_workflow_and_writes_nothing_of_its_own(ns: Namespace) -> None:
+    output, summary = ns.directory / "output", ns.directory / "summary"
+    variables = {"GITHUB_ACTIONS": "true", "GITHUB_OUTPUT": str(output), "GITHUB_STEP_SUMMARY": str(summary)}
+    assert "::" not in ns.run(*NETSWEEP, "demo", environment=variables).stdout
+    assert not output.exists()
+    assert not summary.exists()
+
+
 def test_an_error_is_an_annotation_too(ns: Namespace) -> None:
     ns.restore("nft", leaks(["hmdead"]))
     junk_leases(ns)

@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from netsweep import profiles
-from netsweep.cli.outcome import Output, default_form
+from netsweep.cli.outcome import FORMATS, Output, default_form
 from netsweep.errors import UsageError
 from netsweep.profiles.options import BACKEND, CHOICES, FAMILIES, FAMILY, LOCK_TIMEOUT, WAIT, Options, path
 
@@ -18,12 +18,6 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-FORMATS = {
-    "text": "text for people",
-    "json": "json for programs",
-    "github": "github for the log, summary and outputs of a workflow's step, and the default there",
-}
 
 _PROFILE = profiles.load()
 

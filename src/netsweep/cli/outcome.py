@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import click
 
@@ -18,6 +18,12 @@ from netsweep.report import Command, Report
 
 COMPLETE_VARIABLE = "_NETSWEEP_COMPLETE"
 """The environment variable by which a shell asks for completions, as click names it after the program."""
+
+FORMATS = {
+    "text": "text for people",
+    "json": "json for programs",
+    "github": "github for the log, summary and outputs of a workflow's step, and the default there",
+}
 
 
 class Output(NamedTuple):
@@ -36,9 +42,14 @@ class Output(NamedTuple):
 
 
 def guarded(job: Callable[[], int]) -> int:
-    """Return what ``job`` returns, or tell its failure and return the exit status of that."""
+    """Return what ``job`` returns, or tell its failure and return the exit status of that.
+
+    Raises :class:`~netsweep.errors.UsageError`, which :func:`invoke` tells.
+    """
     try:
         return job()
+    except UsageError:
+        raise
     except Exception as error:
         failure = explain(error)
         complain(str(failure))
@@ -71,15 +82,19 @@ def show(
         answer = ORPHANS_FOUND if exit_code and (report.orphans or report.leaked) else 0
         try:
             tolerated = best_effort and not isinstance(failure, UsageError)
-            _write(report, output, failure.exit_status if failure else answer, best_effort=tolerated)
+            _write(report, output, best_effort=tolerated)
         except Exception as error:
             unwritten = _unwritten(error, report)
             failure = failure or unwritten
     except SystemExit as stopped:  # a signal
         _write_metrics(known, command, output, stopped.code)
+        _write_outputs(known or Report(command), output, stopped.code)
         raise
     without_metrics = _write_metrics(known, command, output, failure.exit_status if failure else answer)
     failure = failure or without_metrics
+    # Last, as the status is one of them.
+    without_outputs = _write_outputs(report, output, failure.exit_status if failure else answer)
+    failure = failure or without_outputs
     if failure is None:
         return answer, report
     return 0 if best_effort and not isinstance(failure, UsageError) else failure.exit_status, report
@@ -107,7 +122,21 @@ def _write_metrics(report: Report | None, command: str, output: Output, status: 
     return None
 
 
-def _write(report: Report, output: Output, status: int, *, best_effort: bool = False) -> None:
+def _write_outputs(report: Report, output: Output, status: object) -> NetsweepError | None:
+    """Write the outputs of a workflow's step where this is one; return why that failed, which is told."""
+    path = os.environ.get("GITHUB_OUTPUT")
+    if output.form != "github" or not path:
+        return None
+    try:
+        from netsweep.output.github import write_outputs
+
+        write_outputs(report, status if isinstance(status, int) else 1, path)
+    except Exception as error:
+        return _unwritten(error, report)
+    return None
+
+
+def _write(report: Report, output: Output, *, best_effort: bool = False) -> None:
     form, verbose = output.form, output.verbose
     # What a run does not need is not imported.
     if form == "json":
@@ -127,18 +156,19 @@ def _write(report: Report, output: Output, status: int, *, best_effort: bool = F
         else:
             sys.stdout.writelines(f"{line}\n" for line in text_lines(report, verbose=verbose))
     sys.stdout.flush()
-    if form == "github":
-        from netsweep.output.github import write_outputs, write_step_summary
+    if form == "github" and (path := os.environ.get("GITHUB_STEP_SUMMARY")):
+        from netsweep.output.github import write_step_summary
 
-        if path := os.environ.get("GITHUB_OUTPUT"):
-            write_outputs(report, status, path)
-        if path := os.environ.get("GITHUB_STEP_SUMMARY"):
-            write_step_summary(report, path)
+        write_step_summary(report, path)
 
 
 def default_form() -> str:
     """The format where ``--format`` is not given: what the environment says, or that of where netsweep runs."""
-    return os.environ.get("NETSWEEP_FORMAT") or ("github" if os.environ.get("GITHUB_ACTIONS") == "true" else "text")
+    return os.environ.get("NETSWEEP_FORMAT") or _form_of_runner()
+
+
+def _form_of_runner() -> str:
+    return "github" if os.environ.get("GITHUB_ACTIONS") == "true" else "text"
 
 
 def _looks(color: str) -> tuple[bool, bool]:
@@ -169,29 +199,36 @@ def invoke(command: click.Command, arguments: Sequence[str]) -> int:
         command_name = error.ctx.info_name if error.ctx and error.ctx.parent else None
         context = f" {command_name}" if command_name else ""
         message = f"{error.format_message().rstrip('.')} (see: netsweep{context} --help)"
-        complain(message)
-        if _form_asked_for(arguments) == "github":
-            _annotate(Report(cast(Command, command_name or "list"), errors=[message]), error.exit_code)
-        return error.exit_code
+        return _refuse(message, error.exit_code, arguments)
+    except UsageError as error:
+        return _refuse(str(error), error.exit_status, arguments)
     except click.ClickException as error:
         complain(error.format_message())
         return error.exit_code
 
 
+def _refuse(message: str, status: int, arguments: Sequence[str]) -> int:
+    """Tell of a command that did not come to be run, and in a workflow tell that too; return ``status``."""
+    complain(message)
+    if _form_asked_for(arguments) == "github":
+        report, output = Report("list", errors=[message]), Output("github")  # its command is shown nowhere
+        try:
+            _write(report, output)
+        except Exception as error:
+            complain(str(explain(error)))
+        _write_outputs(report, output, status)
+    return status
+
+
 def _form_asked_for(arguments: Sequence[str]) -> str:
-    """The format that a command line asks for, also where click could not read it to its end."""
-    form = default_form()
+    """The format that a command line asks for, also where click could not read it to its end.
+
+    One that does not exist is what is wrong with the line, and asks for nothing.
+    """
+    forms = [_form_of_runner(), os.environ.get("NETSWEEP_FORMAT", "")]
     for before, argument in zip(("", *arguments), arguments, strict=False):
         if before == "--format":
-            form = argument
+            forms.append(argument)
         elif argument.startswith("--format="):
-            form = argument.removeprefix("--format=")
-    return form
-
-
-def _annotate(report: Report, status: int) -> None:
-    """Tell a workflow of a command that did not come to be run."""
-    try:
-        _write(report, Output("github"), status)
-    except Exception as error:
-        complain(str(explain(error)))
+            forms.append(argument.removeprefix("--format="))
+    return [form for form in forms if form in FORMATS][-1]

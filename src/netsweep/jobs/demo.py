@@ -71,7 +71,7 @@ def _child(directory: str, run: Run, guarded: Callable[[Callable[[], int]], int]
     def show() -> int:
         _enter_new_namespace()
         os.environ.update(TMPDIR=directory, XTABLES_LOCKFILE=os.path.join(directory, "xtables.lock"))
-        for name in [name for name in os.environ if name.startswith("NETSWEEP_")]:
+        for name in [name for name in os.environ if name.startswith(("NETSWEEP_", "GITHUB_"))]:
             del os.environ[name]
         status = _show(directory, run)
         sys.stdout.flush()

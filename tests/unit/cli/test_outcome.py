@@ -215,6 +215,12 @@ def test_a_run_in_a_workflow_is_told_to_the_workflow(
             2,
             "deleted=0\norphans=0\nchanged=false\nstatus=2\n",
         ),
+        (
+            lambda _: swept([finding()]),
+            ["sweep", "--best-effort", "--metrics-file", "/proc/nowhere"],
+            0,
+            "deleted=1\norphans=1\nchanged=true\nstatus=1\n",
+        ),
     ],
 )
 def test_outputs_have_the_status_that_best_effort_hides(
@@ -234,7 +240,32 @@ def test_outputs_have_the_status_that_best_effort_hides(
     assert (tmp_path / "output").read_text() == outputs
 
 
-@pytest.mark.parametrize("arguments", [["sweep", "--nosuch"], ["sweep", "--wait", "soon"], ["nosuch"], ["restore"]])
+def test_outputs_have_the_status_of_a_summary_that_cannot_be_written(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    jobs.does = lambda _: swept([finding()])
+    monkeypatch.setenv("GITHUB_OUTPUT", str(tmp_path / "output"))
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path))
+    assert run(["sweep", "--best-effort", "--format", "github"]) == 0
+    assert (tmp_path / "output").read_text() == "deleted=1\norphans=1\nchanged=true\nstatus=1\n"
+
+
+def test_outputs_have_the_status_of_a_signal(jobs: Jobs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    jobs.does = raises(SystemExit(143))
+    monkeypatch.setenv("GITHUB_OUTPUT", str(tmp_path / "output"))
+    with pytest.raises(SystemExit):
+        run(["sweep", "--format", "github"])
+    assert (tmp_path / "output").read_text() == "deleted=0\norphans=0\nchanged=false\nstatus=143\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["sweep", "--nosuch"], ["sweep", "--wait", "soon"], ["nosuch"], ["restore"], ["list", "--format", "nosuch"]),
+        *(["doctor", "--nosuch"], ["doctor", "--prefix", "ham"], ["profiles", "nosuch"]),
+    ],
+    ids=" ".join,
+)
 @pytest.mark.parametrize(
     ("told", "variables", "annotated"),
     [
@@ -242,6 +273,7 @@ def test_outputs_have_the_status_that_best_effort_hides(
         (["--format=github"], {}, True),
         ([], {"NETSWEEP_FORMAT": "github"}, True),
         ([], {"GITHUB_ACTIONS": "true"}, True),
+        ([], {"GITHUB_ACTIONS": "true", "NETSWEEP_FORMAT": "nosuch"}, True),
         ([], {}, False),
         (["--format", "json"], {"GITHUB_ACTIONS": "true"}, False),
         (["--format=text"], {"NETSWEEP_FORMAT": "github"}, False),
@@ -261,7 +293,7 @@ def test_wrong_usage_is_an_annotation_too(
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("GITHUB_OUTPUT", str(tmp_path / "output"))
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary"))
-    assert run([*arguments, *told]) == 2
+    assert run([arguments[0], *told, *arguments[1:]]) == 2
     said = capsys.readouterr()
     assert said.err.startswith("netsweep: ")
     assert said.err.count("\n") == 1
