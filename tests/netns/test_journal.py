@@ -355,7 +355,9 @@ def test_a_rule_that_cannot_be_put_back_is_found_behind_many_others(ns: Namespac
     ns.restore("nft", leaks(f"hm{number:x}" for number in range(700)))
     ns.run("nft", 'add rule ip filter FORWARD iifname "hmdead" ip saddr { 192.0.2.1, 192.0.2.2 } drop')
     with unchanged(ns):
-        assert "is deleted with the rule" in complaint(ns.netsweep("sweep", "--journal", str(ns.directory / "journal")), 1)
+        assert "is deleted with the rule" in complaint(
+            ns.netsweep("sweep", "--journal", str(ns.directory / "journal")), 1
+        )
 
 
 def full_disk(ns: Namespace, room: int) -> tuple[str, ...]:
