@@ -200,6 +200,7 @@ STATES = {
     "leaked bridge, too many": State((1, 1, 1), ("--bridges", "--max-deletes", "0"), leaked_bridge),
     "stale lease": State((0, 0, 0), ("--bridges",), stale_lease),
     "stale lease, subnet lock held": State((75, 75, 75), ("--bridges", *LOCKED), stale_lease_with("lock_file")),
+    "stale lease, lock may not be created": State((77, 77, 1), ("--bridges", "--lock-file", "/sys/lock"), stale_lease),
     "stale lease, lock cannot be created": State((1, 1, 1), ("--bridges", "--lock-file", "/nowhere/lock"), stale_lease),
 }
 
@@ -251,6 +252,18 @@ def test_doctor_ends_as_the_sweep_after_it(ns: Namespace, state: str, orphans: s
         assert (found["bridges"] or 0) == len(report["bridges"])
         if "--dry-run" not in options:
             assert ("nothing to delete" in verdict) == (not report["changed"])
+
+
+def test_doctor_knows_that_a_user_may_not_replace_the_lease_file(public_ns: Namespace) -> None:
+    ns = public_ns
+    stale_lease(ns)
+    ns.lease_file.chmod(0o644)
+    arguments = ("--bridges", "--backend", "nft")
+    examined, swept = (
+        as_nobody(ns, ["net_admin", "sys_admin", "sys_ptrace"], command, *arguments) for command in ("doctor", "sweep")
+    )
+    for done in (examined, swept):
+        assert "cannot replace lease file" in complaint(done, 1)
 
 
 @pytest.mark.parametrize("option", ["--lock-timeout", "--wait"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from netsweep.errors import NetsweepError, NotPermittedError
 
+CAP_CHOWN = 0
 CAP_DAC_READ_SEARCH = 2
 CAP_NET_ADMIN = 12
 CAP_NET_RAW = 13

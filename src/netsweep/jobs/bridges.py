@@ -131,7 +131,7 @@ class Bridges:
             return []
         try:
             self._report.leases_removed += self._patience.retry(partial(self._remove, path))
-        except (BusyError, NotPermittedError):
+        except BusyError:
             raise
         except NetsweepError as error:
             return [str(error)]

@@ -178,15 +178,29 @@ def _foresee(found: Diagnosis, options: Options, report: Report, surveyed: Seque
     for why in refusals.values():
         found.attempt(partial(_refuse, why), needed=True)
     if report.stale_leases and options.lease_file:
-        # The new file is written beside it first.
-        path = f"{options.lease_file}.netsweep"
-        found.attempt(partial(check_creatable, path, what="lease file"), needed=True)
+        found.attempt(partial(_check_replaceable, options.lease_file), needed=True)
 
 
 def _examine_journal(found: Diagnosis, path: str, report: Report) -> None:
     from netsweep.jobs.journal import Journal
 
     found.attempt(lambda: Journal(path).foresee(finding.rule for finding in report.orphans), needed=True)
+
+
+def _check_replaceable(path: str) -> None:
+    """Raise :class:`NetsweepError` where the lease file at ``path`` could not be replaced, as far as that shows."""
+    try:
+        check_creatable(f"{path}.netsweep", what="lease file")  # the new file is written beside it first
+    except NetsweepError as error:
+        raise _of_leases(error) from error
+    foreign = os.path.exists(path) and os.stat(path).st_uid != os.geteuid()
+    if foreign and not capabilities.effective_capabilities() >> capabilities.CAP_CHOWN & 1:
+        raise NetsweepError(f"cannot replace lease file {path!a}: it belongs to another user; run as root")
+
+
+def _of_leases(error: NetsweepError) -> NetsweepError:
+    """``error`` as a sweep tells it that removes leases: by then it may have deleted bridges."""
+    return NetsweepError(str(error))
 
 
 def _refuse(why: str) -> None:
@@ -341,7 +355,9 @@ def _lock(found: Diagnosis, name: str, path: str, *, timeout: float, option: str
             raise
         except NetsweepError as error:
             lock["error"] = None if lock["held"] else str(error)
-            raise
+            raise (
+                _of_leases(error) if found.stale_leases and not (found.bridges or found.orphans) else error
+            ) from None
 
     found.attempt(noted, needed=needed)
     return lock
