@@ -1121,7 +1121,7 @@ class Keeper:
                 len(after) == 3 * len(bridges), f"{len(after)} of {3 * len(bridges)} rules stand after a restore"
             )
             tally.seen["put back"] += 1
-        elif any(why in done.stderr for why in ("stands already", "no rules", "no longer fit", "not a journal")):
+        elif any(why in done.stderr for why in ("exists already", "no rules", "no longer fit", "not a journal")):
             # Writers delete the rules around a place, and a kill may come before anything was written or deleted.
             tally.seen["not put back"] += 1
             tally.expect(before == after, "a restore that refused changed something")

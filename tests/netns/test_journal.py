@@ -194,7 +194,7 @@ def test_a_round_trip_gives_back_the_same_rules(rich: Namespace, place: tuple[st
     assert restored(ns, journal) == len(orphans)
     assert rules_of(ns, *place) == before
 
-    assert "stands already" in refused(ns, journal)
+    assert "exists already" in refused(ns, journal)
     second = swept(ns)
     assert restored(ns, second) == len(orphans)
     assert rules_of(ns, *place) == before
@@ -483,7 +483,7 @@ def test_killed_before_the_first_transaction_there_is_nothing_to_put_back(
     journal = ns.directory / "journal"
     with unchanged(ns):
         killed_at(ns, 1, journal)
-    assert "stands already" in refused(ns, journal)
+    assert "exists already" in refused(ns, journal)
     known = len(json.loads(journal.read_text().splitlines()[1])["rules"])
     second = swept(ns)
     assert restored(ns, journal) == known
@@ -507,7 +507,7 @@ def test_killed_between_two_transactions_only_what_went_comes_back(
     journal.write_bytes(content[: len(content) - cut])
     assert restored(ns, journal) == went
     assert rules_of(ns, *place) == before
-    assert "stands already" in refused(ns, journal)
+    assert "exists already" in refused(ns, journal)
 
 
 @pytest.mark.parametrize("family", FAMILIES["nft"])
@@ -756,7 +756,7 @@ def test_a_dry_run_of_a_restore_shows_the_rules_in_their_places_and_changes_noth
     assert restored(ns, journal) == 3
     assert order_of(ns, flavour, family) == names
     with unchanged(ns):
-        assert "stands already" in complaint(ns.netsweep(*options), 1)
+        assert "exists already" in complaint(ns.netsweep(*options), 1)
 
 
 def test_a_dry_run_of_a_restore_refuses_what_a_restore_does(ns: Namespace, flavour: str) -> None:

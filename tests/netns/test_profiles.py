@@ -450,7 +450,7 @@ def test_a_profile_that_is_wrong_ends_in_one_line_and_changes_nothing(ns: Namesp
     (tmp_path / "mine.toml").write_text(MINE.replace("-d {ip} ! -i {name} -j DROP", "! -i {name} -j DROP"))
     with unchanged(ns):
         line = complaint(ns.netsweep("sweep", "--profile", str(tmp_path / "mine.toml")), 2)
-        assert "is somebody's guard" in line
+        assert "is negated matches live traffic" in line
         assert "there is no profile 'dokcer'" in complaint(ns.netsweep("sweep", "--profile", "dokcer"), 2)
 
 

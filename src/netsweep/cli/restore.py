@@ -12,16 +12,16 @@ from netsweep.report import Report
 @click.command("restore")
 @click.argument("file", metavar="FILE", shell_complete=completed)
 @option("--dry-run", is_flag=True, help="Only show which rules would be put back, and where; change nothing.")
-@option("--force", is_flag=True, help="Restore a journal of another network namespace.")
+@option("--force", is_flag=True, help="Restore a journal from another network namespace.")
 @wait_option
 @result_options
 def command(file: str, dry_run: bool, force: bool, wait: float | None, output: Output) -> int:
     """Put back the rules that 'sweep --journal FILE' deleted.
 
     Each rule goes back to its place between those of its old neighbours that are still there, with
-    counters at zero. Where a place no longer exists, nothing is changed. Rules that are there again
-    already are left alone, so a restore that was stopped can be run again. Rules of a bridge that is
-    still gone are orphans: the next sweep deletes them again.
+    counters at zero. Where a place no longer exists, nothing is changed. Rules that exist already
+    are left alone, so a restore that was stopped can be run again. Rules of a bridge that is still gone
+    are orphans: the next sweep deletes them again.
 
     \b
     Examples:

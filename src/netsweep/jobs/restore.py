@@ -49,7 +49,7 @@ def restore(
             stack.enter_context(locks.held(LockTimes(path), wait, mode=0o600, what="journal", option="--wait"))
         if namespace != journal.namespace() and not force:
             raise NetsweepError(
-                f"journal {path!a} is of another network namespace, or of before a reboot: nothing was restored; "
+                f"journal {path!a} is from another network namespace, or from before a reboot: nothing was restored; "
                 "run restore where the sweep ran, or give --force"
             )
         _check_sets(entries)
@@ -66,7 +66,7 @@ def restore(
         if bridges:
             report.warn(f"bridges are not brought back: {', '.join(sorted(set(bridges)))}")
         if not (report.returning if dry_run else report.restored):
-            why = "every rule of the journal stands already" if entries else "there are no rules in the journal"
+            why = "every rule of the journal exists already" if entries else "there are no rules in the journal"
             raise NetsweepError(f"{why}: nothing was restored")
     return report
 
@@ -156,4 +156,4 @@ def _by_table(entries: Sequence[Sequence[Saved]]) -> dict[Table, dict[Chain, lis
 def _check_sets(entries: Sequence[Sequence[Saved]]) -> None:
     for name, number in {item for entry in entries for saved in entry for item in saved.sets.items()}:
         if set_name(number) != name:
-            raise NetsweepError(f"ipset's set {name!a} is not the same any more: nothing was restored")
+            raise NetsweepError(f"ipset's set {name!a} has changed: nothing was restored")

@@ -191,7 +191,8 @@ def summary(report: Report, *, verbose: bool = False) -> str:
         restored = ", ".join(f"{_label(b.name, b.family)}: {b.restored:,}" for b in report.backends)
         return f"Restored {count(report.restored, 'rule')} in {took} ({restored})."
     if report.command == "teardown":
-        return f"{changes(report).capitalize() or 'Nothing was left'} in {took}."
+        done = changes(report)
+        return f"{done.capitalize()} in {took}." if done else f"Nothing to tear down ({took})."
     limit = None if verbose else NAMES_MAX
     notes = "".join(f"; {note}" for note in _not_seen(report, limit)) + "."
     acted = report.command == "sweep" and not report.dry_run

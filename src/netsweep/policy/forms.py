@@ -170,8 +170,8 @@ def _check(form: Form) -> None:
     if form.negated and not positive and not form.ports:
         raise _wrong(
             form.text,
-            "a rule that matches the name only negated is somebody's guard, unless it has a source, "
-            "a destination or ports as well",
+            "a rule whose only match of the name is negated matches live traffic: "
+            "it needs a source, a destination or ports as well",
         )
 
 

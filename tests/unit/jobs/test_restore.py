@@ -44,7 +44,7 @@ def test_a_round_trip_gives_back_the_same_rules(host: Host, path: Path, firewall
     report = restore.restore(path)
     assert (report.restored, report.changed, report.errors) == (8, True, [])
     assert both(firewall) == before
-    with pytest.raises(NetsweepError, match="every rule of the journal stands already: nothing was restored"):
+    with pytest.raises(NetsweepError, match="every rule of the journal exists already: nothing was restored"):
         restore.restore(path)
     assert both(firewall) == before
 
@@ -83,7 +83,7 @@ def test_a_sweep_that_was_killed_anywhere_is_put_back_as_far_as_it_went(
     if went:
         assert restore.restore(path).restored == went
     else:
-        with pytest.raises(NetsweepError, match="stands already"):
+        with pytest.raises(NetsweepError, match="exists already"):
             restore.restore(path)
     assert both(firewall) == before
 
@@ -249,7 +249,7 @@ def test_a_rule_never_comes_back_for_another_set(
     host.sweep(journal=path)
     now = both(firewall)
     names[7] = "trusted"
-    with pytest.raises(NetsweepError, match="ipset's set 'blocked' is not the same any more: nothing was restored"):
+    with pytest.raises(NetsweepError, match="ipset's set 'blocked' has changed: nothing was restored"):
         restore.restore(path)
     assert both(firewall) == now
 

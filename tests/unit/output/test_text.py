@@ -376,7 +376,7 @@ def test_a_sweep_that_failed_says_what_went_and_what_is_left() -> None:
         (1, 3, 1, "Deleted 1 bridge, 1 lease and 3 rules in 2.54 s."),
         (2, 1, 0, "Deleted 2 bridges and 1 rule in 2.54 s."),
         (0, 0, 1, "Deleted 1 lease in 2.54 s."),
-        (0, 0, 0, "Nothing was left in 2.54 s."),
+        (0, 0, 0, "Nothing to tear down (2.54 s)."),
     ],
 )
 def test_a_teardown_says_what_went(bridges: int, rules: int, leases: int, done: str) -> None:
