@@ -341,6 +341,7 @@ def test_prometheus_is_imported_only_where_it_is_asked_for() -> None:
 
 ALERTS = Path(__file__).parents[3] / "docs" / "alerts.yml"
 DOCUMENT = ALERTS.with_name("metrics.md")
+README = ALERTS.parents[1] / "README.md"
 
 
 def all_metrics(path: Path) -> set[str]:
@@ -353,7 +354,7 @@ def test_the_alerts_are_about_metrics_that_are_written(path: Path) -> None:
     named = re.findall(r"\bnetsweep_\w+", ALERTS.read_text())
     assert len(named) >= 4
     assert set(named) <= all_metrics(path)
-    (shown,) = re.findall(r"```yaml\n- alert: (\w+)\n  expr: (.*)\n", DOCUMENT.read_text())
+    (shown,) = re.findall(r"```yaml\n- alert: (\w+)\n  expr: (.*)\n", README.read_text())
     assert f"- alert: {shown[0]}\n" in ALERTS.read_text()
     assert f" expr: {shown[1]}\n" in ALERTS.read_text()
 
