@@ -139,3 +139,12 @@ def test_every_exception_is_listed_with_its_status() -> None:
     listed = {row[0].strip("`"): int(row[1]) for row in table(DOCS / "python.md", "class")}
     exported = {name: getattr(netsweep, name) for name in netsweep.__all__ if name.endswith("Error")}
     assert listed == {name: error.exit_status for name, error in exported.items()}
+
+
+def test_the_architecture_names_every_file() -> None:
+    package = ROOT / "src" / "netsweep"
+    listed = dict(table(DOCS / "architecture.md", "directory"))
+    for path in [*package.rglob("*.py"), *package.rglob("*.json")]:
+        directory = path.parent.relative_to(package.parent if path.parent == package else package)
+        if path.name != "__init__.py":
+            assert f"`{path.name}`" in listed[f"`{directory}/`"], path
