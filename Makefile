@@ -41,7 +41,7 @@ endef
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 
-demo: iptables .venv/installed ## See netsweep at work in a network namespace that is thrown away
+demo: iptables .venv/installed ## See netsweep at work in a temporary network namespace
 	@$(BIN)/netsweep demo
 
 # PREFIX is a directory of netsweep's own. A link to its command is where sudo looks, and one to its man page where man does.

@@ -91,7 +91,7 @@ def cli() -> None:
       sudo netsweep sweep --bridges   leaked bridges and their leases too
       sudo netsweep list --profile docker   what did Docker leave behind?
       sudo netsweep doctor            could a sweep run here?
-      netsweep demo                   see it work in a throwaway namespace
+      netsweep demo                   see it work in a temporary namespace
 
     Needs root, or CAP_NET_ADMIN (for x_tables two more, see docs/safety.md). 'netsweep COMMAND --help'
     shows the options; every option is also read from the environment.

@@ -7,15 +7,14 @@ import click
 from netsweep.cli.outcome import guarded, invoke
 
 
-@click.command("demo", short_help="See it work in a throwaway network namespace.")
+@click.command("demo", short_help="See it work in a temporary network namespace.")
 @click.pass_context
 def command(context: click.Context) -> int:
-    """See it work, in a network namespace that is thrown away.
+    """See it work in a temporary network namespace.
 
     Fills a new namespace with what a hundred dead test jobs leave behind, in x_tables and in
     nf_tables, beside bridges that are alive and rules of others, and runs list, sweep and list on it.
-    The rules of this host are not touched. Works as root, and without where users may create
-    namespaces.
+    The rules of this host are not touched. Needs root only where users may not create namespaces.
 
     \b
     Example:

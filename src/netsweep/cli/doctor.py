@@ -41,7 +41,7 @@ _WIDTH_MIN, _WIDTH_MAX = 40, 100
 @option(
     "--report",
     is_flag=True,
-    help="Print a block to paste into a bug report, without what is private; read it before you post it. "
+    help="Print a block to paste into a bug report, without private data; read it before you post it. "
     "Exits with 0: the block shows the status.",
 )
 @format_option("text", "json")

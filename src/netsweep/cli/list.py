@@ -15,12 +15,12 @@ from netsweep.report import Report
 @click.command("list")
 @look_options
 @bridge_options
-@option("--all", "all_rules", is_flag=True, help="Show the rules and bridges that stay too, each with the reason.")
+@option("--all", "all_rules", is_flag=True, help="Also show the rules and bridges that stay, each with the reason.")
 @option("--exit-code", is_flag=True, help=f"Exit with {ORPHANS_FOUND} where there are orphans or leaked bridges.")
 @metrics_option
 @output_options
 def command(all_rules: bool, exit_code: bool, output: Output, **settings: Any) -> int:
-    """Show orphaned rules, or leaked bridges too; change nothing.
+    """Show orphaned rules (and leaked bridges); change nothing.
 
     Takes no lock, creates no file, loads no kernel module. Needs CAP_NET_ADMIN, as reading the
     kernel's tables does.

@@ -135,8 +135,8 @@ _names = (
         "--name",
         metavar="GLOB",
         multiple=True,
-        help="Interfaces of ours have such a name too, as 'virbr[0-9]*' or wgcorp. A name that is only down for "
-        "now counts as gone, too. Repeatable.",
+        help="Interfaces with such names are ours too, as 'virbr[0-9]*' or wgcorp. One that does not exist just now, "
+        "but comes back later, counts as gone. Repeatable.",
     ),
     option(
         "--protect",
@@ -160,7 +160,7 @@ _chains = (
     option(
         "--include-negated",
         is_flag=True,
-        help="Sweep rules too that match everything but a bridge that is gone ('! -o hm12'), where they also "
+        help="Also sweep rules that match everything but a bridge that is gone ('! -o hm12'), where they also "
         "restrict source, destination or ports. They match live traffic. A profile with forms for "
         "such rules sweeps these, and no others.",
     ),
@@ -169,7 +169,8 @@ _chains = (
         metavar="SECONDS",
         type=float,
         shown=f"{_PROFILE.settle:g}",
-        help="A name counts as gone only where two looks this far apart do not find it. Without orphans nothing waits.",
+        help="A name counts as gone only where two looks this far apart do not find it. A run without orphans does "
+        "not wait.",
     ),
 )
 
@@ -198,7 +199,7 @@ def _lock_options(*, hidden: bool = False) -> tuple[Callable[[F], F], ...]:
             "--lock-file",
             metavar="PATH",
             shown=_PROFILE.lock_file,
-            help="Subnet lock of the test harness; only what deletes takes it. A profile may have none.",
+            help="Subnet lock of the test harness, taken only to delete. A profile may have none.",
             hidden=hidden,
         ),
         option(

@@ -32,7 +32,7 @@ from netsweep.report import Report
 @metrics_option
 @output_options
 def command(dry_run: bool, best_effort: bool, output: Output, **settings: Any) -> int:
-    """Delete orphaned rules, or leaked bridges too.
+    """Delete orphaned rules (and leaked bridges).
 
     Looks without any lock first, and is done where there are no orphans. Otherwise it takes the
     subnet lock (and the xtables lock for x_tables), decides again, deletes, and releases the locks: a

@@ -20,7 +20,7 @@ from netsweep.report import Report
     "--force",
     is_flag=True,
     variable="NETSWEEP_TEARDOWN_FORCE",  # what is set for restore must not take down networks
-    help="Also where another running process leases it.",
+    help="Take a network down even where another running process leases it.",
 )
 @whose_options
 @output_options
@@ -28,11 +28,11 @@ def command(names: tuple[str, ...], subnet: str | None, force: bool, output: Out
     """Delete whole networks by the NAMEs of their bridges.
 
     The clean-up of a test: deletes the routes of the subnet on the bridge, the bridge, its rules in every chain of
-    every family, and its lease last, so that nobody else gets the subnet while it is taken down. What is gone already
-    is done; run it again after it was killed. Exits with 0 only where nothing of the network is left.
+    every family, and its lease last, so that no other test gets the subnet while it is taken down. What is gone already
+    counts as done, so it can be run again. Exits with 0 only where nothing of the network is left.
 
-    Refuses names that are not owned or are protected, and networks that another running process leases. A network
-    that is leased by the process that calls netsweep, or by one that this descends from, is its own.
+    Refuses names that are not owned or are protected, and networks that another running process leases. The calling
+    process and its ancestors may take down what they lease.
 
     \b
     Examples:

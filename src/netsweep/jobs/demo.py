@@ -1,4 +1,4 @@
-"""The main job, shown in a network namespace that is thrown away: the host is not touched."""
+"""The main job, shown in a temporary network namespace: the host is not touched."""
 
 from __future__ import annotations
 
