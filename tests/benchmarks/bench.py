@@ -617,18 +617,18 @@ def lock_rows(results: Results) -> Iterator[Sequence[str]]:
 
 def report(results: Results, flavours: Sequence[str], plan: Plan) -> Iterator[str]:
     """All tables, for the README."""
-    yield "## Benchmark\n"
+    yield "# Benchmark\n"
     yield from (f"- {line}" for line in machine(flavours[0]))
     if results.sweeps:
         yield from table("Sweeping, medians", SWEEP_HEADS, sweep_rows(results), 3)
     if results.slices:
-        title = f"What eleven neighbours feel in `iptables -w 5 -A` and `-D`, {NEIGHBOURS_LEAKED} leaked rules"
+        title = f"How long eleven neighbours take for `iptables -w 5 -A` and `-D`, {NEIGHBOURS_LEAKED} leaked rules"
         yield from table(title, NEIGHBOUR_HEADS, neighbour_rows(results), 2)
     if results.busy:
         title = f"A sweep of {NEIGHBOURS_LEAKED} leaked rules, alone and beside eleven neighbours that never pause"
         yield from table(title, BUSY_HEADS, busy_rows(results), 2)
     if results.steady:
-        title = "What eleven neighbours feel while a bridge leaks each second, with a sweep each second and without"
+        title = "How long eleven neighbours take while a bridge leaks each second, with a sweep each second and without"
         yield from table(title, STEADY_HEADS, steady_rows(results), 2)
     if rows := list(growth_rows(results, flavours)):
         title = "Time per rule, less that of a sweep with nothing to do"
@@ -645,7 +645,7 @@ def report(results: Results, flavours: Sequence[str], plan: Plan) -> Iterator[st
     if results.bridges:
         leaked = f"{plan.bridges} leaked bridges with {plan.bridges * RULES_PER_BRIDGE:,} rules"
         yield from table(f"Deleting {leaked}, all dead leases", BRIDGE_HEADS, bridge_rows(results, plan.bridges), 3)
-        title = f"What eleven neighbours that take the subnet lock feel meanwhile in `iptables -w 5`, {leaked}"
+        title = f"How long eleven neighbours that take the subnet lock take for `iptables -w 5`, {leaked}"
         yield from table(title, FELT_HEADS, felt_rows(results), 2)
     outcomes = [target.row() for flavour in flavours for target in targets(results, flavour)]
     yield from table("Targets", ("firewall", "target", "wanted", "measured", "outcome"), outcomes, 5)
@@ -718,7 +718,7 @@ def main() -> int:
         if arguments.against:
             compile_bytecode()
             lines = side_by_side.run(flavours, arguments.against.resolve(), quick=arguments.quick)
-            print("## Side by side\n", *(f"- {line}" for line in machine(flavours[0])), sep="\n")
+            print("# Side by side\n", *(f"- {line}" for line in machine(flavours[0])), sep="\n")
             for line in lines:
                 print(line, flush=True)
             return 0

@@ -48,7 +48,7 @@ def number(value: float | None, unit: str = "") -> str:
 
 def table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> Iterator[str]:
     """A Markdown table; the first ``left`` columns are text, the others numbers."""
-    yield f"\n### {title}\n"
+    yield f"\n## {title}\n"
     for cells in (heads, ["---"] * left + ["---:"] * (len(heads) - left), *rows):
         yield f"| {' | '.join(cells)} |"
 
