@@ -340,7 +340,7 @@ def read(path: str) -> tuple[list[list[Saved]], list[str], list[str | int]]:
         status = os.fstat(descriptor)
         if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
             raise NotPermittedError(
-                f"{_WHAT} {path!a} can be written by other users, so its rules cannot be trusted: not restored"
+                f"{_WHAT} {path!a} can be written by other users, so its rules cannot be trusted: nothing was restored"
             )
         try:
             lines = (file.read() or b"").split(b"\n")

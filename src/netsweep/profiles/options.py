@@ -146,7 +146,7 @@ class Options:
     def _check(self) -> None:
         if self.bridges and self.profile.min_age is None:
             raise UsageError(
-                f"profile {self.profile.name!a} has no min_age: its bridges may be idle for as long as they like, so "
+                f"profile {self.profile.name!a} has no min_age: its bridges may be idle for any time, so "
                 "nothing proves that one leaked"
             )
         if self.backend not in CHOICES:
