@@ -21,6 +21,7 @@ from netsweep.jobs.locked import subnet_locked
 from netsweep.jobs.look import Judge
 from netsweep.jobs.patience import Patience
 from netsweep.model import Bridge, BridgeFinding, Finding, Lease, Life, Verdict
+from netsweep.output.text import count
 from netsweep.policy.bridges import BridgePolicy, Leased
 from netsweep.profiles.options import Options
 from netsweep.report import Report
@@ -119,7 +120,7 @@ class Bridges:
                     failures.append(f"{shown[ifindex].bridge.name}: {error}")
                 finally:
                     self._report.bridges = list(shown.values())
-                observer.get().working(f"deleted {self._report.bridges_deleted:,} of {len(shown):,} bridges")
+                observer.get().working(f"deleted {self._report.bridges_deleted:,} of {count(len(shown), 'bridge')}")
                 time.sleep(_TURN)
             look = self._look_again() if left else look
         return failures

@@ -21,6 +21,7 @@ from netsweep.jobs.look import reporting
 from netsweep.jobs.patience import Patience
 from netsweep.jobs.plan import plan
 from netsweep.model import Chain, Rule, Table
+from netsweep.output.text import count
 from netsweep.profiles import options
 from netsweep.report import LockTimes, Report
 
@@ -98,7 +99,7 @@ def _put_back(backend: Backend, table: Table, entries: Entries, wait: float, rep
                 transaction.insert(batch)
                 transaction.commit()
                 report.of(table.backend, table.family).restored += sum(len(addition.rules) for addition in batch)
-                observer.get().working(f"restored {report.restored:,} rules")
+                observer.get().working(f"restored {count(report.restored, 'rule')}")
     finally:
         report.xtables_lock = xtables if xtables.held_ms else None
 

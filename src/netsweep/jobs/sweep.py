@@ -177,7 +177,7 @@ def delete_rules(
     Why a table refuses is added to ``refused``; it does not stop the others. ``more``: there may be others.
     """
     pending, kept = orphans, list[Rule]()
-    total = "" if more else f" of {report.deleted + len(orphans):,}"
+    total = report.deleted + len(orphans)
     # A journal is of one table at a time.
     apart = journal is not None
     try:
@@ -185,7 +185,8 @@ def delete_rules(
             backend = backends[pending[0].chain.table.backend]
             portion = list(itertools.islice(_together(pending, apart or not backend.spans_tables), backend.batch))
             now = f", {len(portion):,} more at once" if len(portion) > MANY else ""
-            observer.get().working(f"deleted {report.deleted:,}{total} rules{now}")
+            done = count(report.deleted, "rule") if more else f"{report.deleted:,} of {count(total, 'rule')}"
+            observer.get().working(f"deleted {done}{now}")
             attempt = partial(_delete_some, options, backend, portion, judge, journal, report)
             try:
                 deleted = patience.retry(attempt)

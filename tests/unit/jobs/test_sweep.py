@@ -21,6 +21,7 @@ from netsweep.errors import (
     UsageError,
 )
 from netsweep.host import priority
+from netsweep.host.observer import Observer, observer
 from netsweep.jobs import look
 from netsweep.jobs import sweep as sweep_job
 from netsweep.jobs.sweep import find_orphans
@@ -506,3 +507,21 @@ def test_the_lease_file_that_was_used_is_told_where_there_is_none(host: Host) ->
     assert leases
     assert (leases.path, leases.exists, leases.leases) == (str(host.lease_file), False, 0)
     assert Options().lease_file != str(host.lease_file)
+
+
+@pytest.mark.parametrize(
+    ("bridges", "said"), [(["hmdead"], "deleted 0 of 1 rule"), (["hmdead", "hmbee"], "deleted 0 of 2 rules")]
+)
+def test_progress_counts_one_rule_as_one(host: Host, bridges: list[str], said: str) -> None:
+    class Recorder(Observer):
+        def working(self, text: str) -> None:
+            told.append(text)
+
+    told: list[str] = []
+    host.firewall(*bridges)
+    token = observer.set(Recorder())
+    try:
+        host.sweep()
+    finally:
+        observer.reset(token)
+    assert said in told
