@@ -148,10 +148,10 @@ def sweep(
 ) -> Report:
     """Delete the orphaned rules and report them; with ``dry_run``, only report them.
 
-    ``bridges``: delete leaked bridges and their leases before. ``min_age``: how old a bridge without a lease has to be,
+    ``bridges``: also delete leaked bridges and their leases. ``min_age``: how old a bridge without a lease has to be,
     in seconds or as ``1h30m``.
-    ``journal``: a new file to write what goes to, before it goes, or a directory for it; :func:`restore` puts back
-    what is in :attr:`Report.journal`.
+    ``journal``: a new file, or a directory for one, to which rules are written before they are deleted; :func:`restore`
+    puts back what is in :attr:`Report.journal`.
     Raises :class:`NetsweepError`, whose ``report`` says what had been deleted before.
     """
     from netsweep.jobs import sweep as job
@@ -195,7 +195,7 @@ def teardown(
     lock_timeout: float | None = None,
     wait: float | None = None,
 ) -> Report:
-    """Delete the bridges called ``name`` with their routes, rules and leases; what is gone already is done.
+    """Delete the bridges called ``name`` with their routes, rules and leases; what is gone already counts as done.
 
     ``subnet``: that of the one network. ``force``: also where another running process leases it. ``own``: globs of
     names that are ours, as the command line's ``--name``. Raises :class:`NetsweepError` where anything is left.
@@ -222,7 +222,7 @@ def restore(
 ) -> Report:
     """Put back the rules that a sweep wrote to the file ``journal`` and deleted.
 
-    ``force``: also where the journal is of another network namespace. ``dry_run``: only check, and report the rules
+    ``force``: also where the journal is from another network namespace. ``dry_run``: only check, and report the rules
     that would be put back in :attr:`Report.returning`. Raises :class:`NetsweepError` where the rules no longer fit;
     then no table is changed.
     """

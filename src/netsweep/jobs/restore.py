@@ -34,7 +34,7 @@ def restore(
 ) -> Report:
     """Put back what the journal at ``path`` says was deleted; the report's backends say how much.
 
-    ``wait``: seconds to wait and to retry for. ``force``: restore a journal of another network namespace.
+    ``wait``: seconds to wait and to retry for. ``force``: restore a journal from another network namespace.
     ``dry_run``: only check, and report the rules that would be put back, with their places.
     All is checked before the first table is changed. A restore that was stopped can be run again to go on.
     Raises :class:`~netsweep.errors.NetsweepError`.

@@ -29,7 +29,7 @@ _LEFT = (Verdict.ORPHAN, Verdict.LIVE, Verdict.LEASED, Verdict.UNDECIDABLE)
 
 
 def teardown(options: Options, names: Sequence[str], subnet: str | None = None, *, force: bool = False) -> Report:
-    """Delete the bridges called ``names``, their routes and rules, and their leases; what is gone already is done.
+    """Delete the bridges called ``names``, their routes, rules and leases; what is gone already counts as done.
 
     ``subnet``: that of the one network, where neither its lease nor its bridge tells. ``force``: also where another
     running process leases it. The leases go last, so that nobody else gets the name while it is taken down.
