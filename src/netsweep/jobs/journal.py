@@ -299,8 +299,10 @@ def _is_trusted(status: os.stat_result) -> bool:
 
 
 def _absolute(path: str) -> str:
-    # To resolve '..' as text would be wrong behind a link.
-    return os.path.join(os.getcwd(), path) if ".." in path.split("/") else os.path.abspath(path)
+    # To resolve '..' as text would be wrong behind a link, and the current directory may be gone.
+    if ".." not in path.split("/"):
+        return os.path.abspath(path)
+    return path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
 
 
 def _journals_in(path: str) -> str:
