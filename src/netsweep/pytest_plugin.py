@@ -23,6 +23,10 @@ _STATUSES_SKIPPED = (69, 75, 77)
 """No backend, busy, not permitted: what a host that cannot be swept, or not now, ends with."""
 
 
+_ONLY_SHOWN = ("collectonly", "setupplan", "showfixtures", "show_fixtures_per_test", "cacheshow")
+"""Options with which pytest runs no test, and yet has a session that ends."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options, once for both ways to load the plugin."""
     with suppress(ValueError):  # they are there already
@@ -35,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Sweep at the end of the run, where it runs tests."""
-    if not config.getoption("collectonly"):
+    if not any(config.getoption(name, False) for name in _ONLY_SHOWN):
         config.pluginmanager.register(Sweeper(config), "netsweep.sweeper")
 
 

@@ -26,7 +26,9 @@ def filled(ns: Namespace) -> Namespace:
     ns.iptables("nft", "-N", "IN-NFT")
     ns.run("nft", "add table inet firewalld; add chain inet firewalld filter_INPUT")
     ns.run("nft", "add table bridge ports; add chain bridge ports FORWARD")
-    ns.add_bridges("hm3fa2001", "other0")
+    ns.add_bridges("hm3fa2001", "other0", "other`id`")  # and names that a shell would run, or a terminal obey
+    ns.iptables("legacy", "-N", "IN`id`;")
+    ns.iptables("legacy", "-N", "IN\x1b[2J")
     return ns
 
 

@@ -666,6 +666,9 @@ def test_in_a_directory_each_sweep_gets_a_journal_of_its_own(ns: Namespace) -> N
     assert all(re.fullmatch(r"netsweep-\d{8}T\d{6}Z-\d+\.journal", each) for each in names)
     assert [stat.S_IMODE(each.stat().st_mode) for each in found] == [0o600] * 3
     assert len(list(directory.iterdir())) == 4
+    planted = directory / "netsweep-20991231T235959Z-1.journal"
+    planted.touch()
+    os.chown(planted, NOBODY, NOBODY)
     line = complaint(ns.netsweep("restore", str(directory)), 1)
     assert line.startswith(
         f"netsweep: {str(directory)!a} is a directory; its newest journal is {str(found[2])!a}, "
@@ -705,6 +708,12 @@ def test_a_directory_where_a_journal_is_at_anybodys_mercy_is_refused(ns: Namespa
         directory.chmod(0o1777)
         for path in (str(link), f"{link}/"):
             assert "another user's link" in complaint(ns.netsweep("sweep", "--journal", path), 1)
+        theirs = directory / "journal"  # as /tmp/journal, where a new file was meant
+        theirs.mkdir(mode=0o755)
+        os.chown(theirs, NOBODY, NOBODY)
+        for command in ("sweep", "doctor"):
+            assert "another user's directory" in complaint(ns.netsweep(command, "--journal", str(theirs)), 1)
+        theirs.rmdir()
     assert list(directory.iterdir()) == []
     os.chown(link, 0, 0, follow_symlinks=False)
     assert "Undo: netsweep restore" in ns.netsweep("sweep", "--journal", str(link)).stdout

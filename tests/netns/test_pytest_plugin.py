@@ -99,7 +99,12 @@ def test_installed_it_is_off_until_asked_for(installed: Namespace) -> None:
         assert said(run(installed)) == []
         assert said(run(installed, "-n", "2")) == []
         assert said(run(installed, "--netsweep", "-p", "no:netsweep.pytest_plugin")) == []
-        assert said(run(installed, *PLUGIN, "--collect-only")) == []
+
+
+@pytest.mark.parametrize("option", ["--collect-only", "--setup-plan", "--fixtures", "--fixtures-per-test"])
+def test_a_run_without_tests_does_not_sweep(leaking: Namespace, option: str) -> None:
+    with unchanged(leaking):
+        assert not [line for line in said(run(leaking, *PLUGIN, option)) if line.startswith("netsweep: ")]
 
 
 @pytest.mark.parametrize(

@@ -401,7 +401,8 @@ def installer(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> Installer:
     made = Installer(runner)
 
     def script(script: str, variables: Mapping[str, str]) -> Done:
-        return run(script.replace("/usr/bin/python3", str(made.python)), variables)
+        # A service that runs jobs may leave its umask open.
+        return run("umask 000\n" + script.replace("/usr/bin/python3", str(made.python)), variables)
 
     run = runner.script
     monkeypatch.setattr(runner, "script", script)

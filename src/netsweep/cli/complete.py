@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from contextlib import suppress
 
@@ -19,6 +20,9 @@ from netsweep import profiles
 from netsweep.errors import NetsweepError
 from netsweep.jobs.look import Judge, chain_names
 from netsweep.profiles.options import Options
+
+_PLAIN = re.compile(r"[\w./:@+-]+", re.ASCII)
+"""What a shell may insert as it is: bash does not quote it."""
 
 
 class _WholeWords(ShellComplete):
@@ -72,7 +76,7 @@ def offers(context: click.Context, metavar: str, incomplete: str) -> list[Comple
             found = [name for _, name in socket.if_nameindex() if owns(name)]
         elif kinds == ["NAME", "PATH"]:
             found = profiles.available()
-    matching = [CompletionItem(each) for each in sorted(found) if each.startswith(incomplete)]
+    matching = [CompletionItem(each) for each in sorted(filter(_PLAIN.fullmatch, found)) if each.startswith(incomplete)]
     if not matching and not {"PATH", "FILE"}.isdisjoint(kinds):
         return [CompletionItem(incomplete, type="file")]
     return matching

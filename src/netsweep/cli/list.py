@@ -22,8 +22,8 @@ from netsweep.report import Report
 def command(all_rules: bool, exit_code: bool, output: Output, **settings: Any) -> int:
     """Show orphaned rules (and leaked bridges); change nothing.
 
-    Takes no lock, creates no file, loads no kernel module. Needs CAP_NET_ADMIN, as reading the
-    kernel's tables does.
+    Takes no lock, creates no file but that of --metrics-file, loads no kernel module. Needs
+    CAP_NET_ADMIN, as reading the kernel's tables does.
 
     \b
     Examples:

@@ -20,7 +20,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 
 from netsweep.errors import BusyError, NetsweepError
 from netsweep.host import priority
@@ -34,6 +34,10 @@ XTABLES_LOCK = "/run/xtables.lock"
 
 _PAUSE = 0.001
 """Seconds before a file that was replaced, or is not to be opened yet, is opened again."""
+
+
+_SEARCH = 1.0
+"""Seconds to find out who holds a lock: /proc may be large, and reading of a hostile process may never end."""
 
 
 def xtables_lock_path() -> str:
@@ -86,10 +90,18 @@ def _busy(path: str, timeout: float, what: str, option: str) -> str:
 
 
 def _held_by(path: str) -> str:
-    try:
-        return held_by(os.stat(path))
-    except (OSError, NetsweepError):
-        return "held by another process"
+    """Who holds the lock on ``path``, where that is found out in time: another lock may be held meanwhile."""
+    found: list[str] = []
+
+    def search() -> None:
+        with suppress(OSError, NetsweepError):
+            found.append(held_by(os.stat(path)))
+
+    searching = threading.Thread(target=search, name="netsweep-holder", daemon=True)
+    with suppress(RuntimeError):
+        searching.start()
+        searching.join(_SEARCH)
+    return found[0] if found else "held by another process"
 
 
 class _Wait:

@@ -240,8 +240,8 @@ def _command(pid: int) -> str | None:
     """The program that a process runs, with the first argument where that tells more and is no option."""
     try:
         program, *arguments = _read(f"/proc/{pid}/cmdline").decode("utf-8", "surrogateescape").split("\0")
-        # As a daemon may call itself: 'nginx: master process /usr/sbin/nginx'.
-        name = program if ": " in program else os.path.basename(program)
+        # A daemon may call itself 'nginx: worker process', or 'sshd: alice@pts/0': what follows may be private.
+        name = os.path.basename(program.partition(": ")[0])
         if not name:
             name = _read(f"/proc/{pid}/comm").rstrip(b"\n").decode("utf-8", "surrogateescape")
     except OSError:

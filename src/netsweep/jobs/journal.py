@@ -273,11 +273,18 @@ def _check_directory(path: str) -> None:
     """Raise :class:`NetsweepError` where a journal in the directory at ``path`` would be at anybody's mercy."""
     try:
         link, status = os.lstat(path.rstrip("/") or "/"), os.stat(path)
+        above = os.stat(os.path.join(path, os.pardir))
     except OSError as error:
         raise describe(error, f"cannot create {_WHAT} in {path!a}") from error
     if stat.S_ISLNK(link.st_mode) and link.st_uid not in (0, os.geteuid()):
         raise NetsweepError(
             f"{path!a} is another user's link to a directory: nothing was deleted; give the directory itself"
+        )
+    if status.st_uid not in (0, os.geteuid()) and above.st_mode & stat.S_IWOTH:
+        # Where a new file was meant, it may have been put there to take the journal.
+        raise NetsweepError(
+            f"{path!a} is another user's directory in one that every user can write to: nothing was deleted; "
+            "give another directory"
         )
     if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
         raise NetsweepError(
@@ -286,23 +293,31 @@ def _check_directory(path: str) -> None:
         )
 
 
+def _is_trusted(status: os.stat_result) -> bool:
+    """Whether nobody but this user (or root) can have written the journal with ``status``."""
+    return status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022
+
+
 def _absolute(path: str) -> str:
-    # To resolve '..' as text would be wrong behind a link.
-    return os.path.join(os.getcwd(), path) if ".." in path.split("/") else os.path.abspath(path)
+    # To resolve '..' as text would be wrong behind a link, and the current directory may be gone.
+    if ".." not in path.split("/"):
+        return os.path.abspath(path)
+    return path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
 
 
 def _journals_in(path: str) -> str:
     """Which journals the directory at ``path`` holds, for a message."""
     try:
         with os.scandir(path) as entries:
-            names = [
-                (entry.stat(follow_symlinks=False).st_mtime_ns, entry.name)
+            found = [
+                (entry.stat(follow_symlinks=False), entry.name)
                 for entry in entries
                 if entry.name.startswith(_PREFIX) and entry.name.endswith(_SUFFIX)
             ]
     except OSError as error:
         raise describe(error, f"cannot read directory {path!a}") from error
-    newest, *others = [os.path.join(path, name) for _, name in sorted(names, reverse=True)] or [""]
+    names = sorted(((status.st_mtime_ns, name) for status, name in found if _is_trusted(status)), reverse=True)
+    newest, *others = [os.path.join(path, name) for _, name in names] or [""]
     if not newest:
         return f"{path!a} is a directory without {_WHAT}s: give the file that a sweep wrote"
     more = f", before that {', '.join(map(ascii, others[:2]))}" if others else ""
@@ -338,7 +353,7 @@ def read(path: str) -> tuple[list[list[Saved]], list[str], list[str | int]]:
         raise NetsweepError(f"there is no {_WHAT} {path!a}") from None
     with open(descriptor, "rb") as file:
         status = os.fstat(descriptor)
-        if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
+        if not _is_trusted(status):
             raise NotPermittedError(
                 f"{_WHAT} {path!a} can be written by other users, so its rules cannot be trusted: nothing was restored"
             )

@@ -37,6 +37,9 @@ _ADDRESS = re.compile(
 _MAC = re.compile(r"(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}")
 _HOME = re.compile(r"/home/[^/\s'\"]+|(?<![\w.-])/root(?![\w.-])")
 
+_PEOPLE = 1000
+"""The lowest number of a user who is no part of the system, on most distributions."""
+
 _READ_FIRST = (
     "Made by 'netsweep doctor --report'. Please read it before you post it. It names tables, chains, prefixes, paths, "
     "and the processes that hold the locks. It leaves out rules and their comments, leases, addresses, and the names "
@@ -127,7 +130,8 @@ def _redacted(value: Any) -> Any:
 
 
 def _users() -> Iterator[tuple[str, str]]:
-    """The name and the home directory of who runs this, and of who called sudo."""
+    """The name and the home directory of who runs this, of who called sudo, and of people."""
+    yield from ((user.pw_name, user.pw_dir) for user in pwd.getpwall() if user.pw_uid >= _PEOPLE)
     for uid in (os.getuid(), os.environ.get("SUDO_UID", "")):
         with suppress(KeyError, ValueError):
             user = pwd.getpwuid(int(uid))

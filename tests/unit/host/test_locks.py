@@ -279,3 +279,18 @@ def test_the_xtables_lock_is_where_iptables_looks_for_it(monkeypatch: pytest.Mon
     assert xtables_lock_path() == "/elsewhere"
     monkeypatch.setenv("XTABLES_LOCKFILE", "")
     assert xtables_lock_path() == "/run/xtables.lock"
+
+
+def test_a_search_for_the_holder_that_does_not_end_holds_nobody_up(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+
+    def endless(_: os.stat_result) -> str:
+        ended.wait(30)
+        return "held by nobody"
+
+    monkeypatch.setattr(locks, "held_by", endless)
+    began = time.monotonic()
+    with flocked(lock):
+        assert "is in use (held by another process)" in refuse(lock, 0)
+    assert time.monotonic() - began < 10
+    ended.set()

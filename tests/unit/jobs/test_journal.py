@@ -194,6 +194,17 @@ def test_a_journal_is_created_when_something_is_to_go(tmp_path: Path) -> None:
         assert path.stat().st_mode & 0o7777 == 0o600
 
 
+def test_where_it_is_is_known_in_a_directory_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, gone = f"{tmp_path}/gone/../journal", tmp_path / "gone"
+    gone.mkdir()
+    with Journal(path) as made:
+        made.note(Bridge("hm1", 1))
+        monkeypatch.chdir(gone)
+        gone.rmdir()
+        assert made.path == path
+    monkeypatch.chdir(tmp_path)
+
+
 def test_bridges_are_written_down_for_the_record(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     addresses = (Address("10.200.1.1/24", 3.5), Address("fd00::1/64", None))

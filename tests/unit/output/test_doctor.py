@@ -259,6 +259,8 @@ def test_lines_fit_the_width_and_break_between_words(width: int) -> None:
 def test_a_bug_report_is_one_block_with_nothing_private(monkeypatch: pytest.MonkeyPatch) -> None:
     user = pwd.getpwuid(65534).pw_name
     monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", "build-host.corp", "6", "1", "x86_64")))
+    bob = pwd.struct_passwd(("bob", "x", 1001, 1001, "", "/srv/people/bob", "/bin/sh"))
+    monkeypatch.setattr(pwd, "getpwall", lambda: [pwd.getpwuid(1), bob])
     monkeypatch.setenv("SUDO_UID", "65534")
     monkeypatch.setenv("HOME", "/srv/homes/alice")
     private = [
@@ -266,6 +268,7 @@ def test_a_bug_report_is_one_block_with_nothing_private(monkeypatch: pytest.Monk
         "/root/swept",
         f"/tmp/{user}/lock",
         "/srv/homes/alice/x",
+        "/srv/people/bob/y and /var/tmp/bob/z",
         "lease '10.200.1.0/24' has no valid pid",
         "fd00::1",
         "2001:db8::/32",
@@ -284,7 +287,7 @@ def test_a_bug_report_is_one_block_with_nothing_private(monkeypatch: pytest.Monk
             )
         )
     )
-    for secret in ("alice", "/root", user, "10.200", "10.9", "fd00", "2001", "42:ac", "build-host"):
+    for secret in ("alice", "bob", "people", "/root", user, "10.200", "10.9", "fd00", "2001", "42:ac", "build-host"):
         assert secret not in text
     head, block = text.split("<details>")
     assert "read it before you post it" in " ".join(head.split())
