@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING
 
 from netsweep.errors import NetsweepError, TableError
 from netsweep.firewall import Backend
-from netsweep.host import locks, priority
-from netsweep.host.observer import observer
+from netsweep.host import locks, observer, priority
 from netsweep.jobs.locked import subnet_locked
 from netsweep.jobs.look import Judge, look_around, opened, reporting
 from netsweep.jobs.patience import Patience
@@ -185,7 +184,7 @@ def delete_rules(
             backend = backends[pending[0].chain.table.backend]
             portion = list(itertools.islice(_together(pending, apart or not backend.spans_tables), backend.batch))
             now = f", {len(portion):,} more at once" if len(portion) > MANY else ""
-            observer.get().working(f"deleted {report.deleted:,}{total} rules{now}")
+            observer.current.working(f"deleted {report.deleted:,}{total} rules{now}")
             attempt = partial(_delete_some, options, backend, portion, judge, journal, report)
             try:
                 deleted = patience.retry(attempt)
