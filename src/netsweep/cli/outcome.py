@@ -163,11 +163,7 @@ def _write(report: Report, output: Output, *, best_effort: bool = False) -> None
 
 
 def default_form() -> str:
-    """The format where ``--format`` is not given: what the environment says, or that of where netsweep runs."""
-    return os.environ.get("NETSWEEP_FORMAT") or _form_of_runner()
-
-
-def _form_of_runner() -> str:
+    """The format where neither ``--format`` nor the environment gives one: that of where netsweep runs."""
     return "github" if os.environ.get("GITHUB_ACTIONS") == "true" else "text"
 
 
@@ -225,7 +221,7 @@ def _form_asked_for(arguments: Sequence[str]) -> str:
 
     One that does not exist is what is wrong with the line, and asks for nothing.
     """
-    forms = [_form_of_runner(), os.environ.get("NETSWEEP_FORMAT", "")]
+    forms = [default_form(), os.environ.get("NETSWEEP_FORMAT", "")]
     for before, argument in zip(("", *arguments), arguments, strict=False):
         if before == "--format":
             forms.append(argument)
