@@ -6,11 +6,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import click
 
-from netsweep.errors import ORPHANS_FOUND, NetsweepError, UsageError
+from netsweep.errors import ORPHANS_FOUND, UsageError
 from netsweep.output.failures import complain, explain
 from netsweep.output.text import changes, text_lines
 from netsweep.profiles import DEFAULT
@@ -58,13 +59,12 @@ def guarded(job: Callable[[], int]) -> int:
 
 def show(
     command: Command, job: Callable[[], Report], output: Output, *, best_effort: bool = False, exit_code: bool = False
-) -> tuple[int, Report]:
-    """Call ``job`` and write its report to stdout as ``output`` says; return the exit status and the report.
+) -> int:
+    """Call ``job`` and write its report to stdout as ``output`` says; return the exit status.
 
     ``best_effort``: failures are told and the status is 0, but for wrong usage. ``exit_code``: the status says whether
     there are orphans or leaked bridges.
     """
-    failure: NetsweepError | None = None
     known: Report | None = None
     try:
         try:
@@ -72,68 +72,61 @@ def show(
 
             with nullcontext() if output.quiet else Status():
                 report = known = job()
+            status = ORPHANS_FOUND if exit_code and (report.orphans or report.leaked) else 0
         except Exception as error:
             failure = explain(error)
-            known = failure.report
+            known, status = failure.report, failure.exit_status
             report = known or Report(command, errors=[str(failure)])
             complain(str(failure))
         for warning in report.warnings:
             complain(f"warning: {warning}")
-        answer = ORPHANS_FOUND if exit_code and (report.orphans or report.leaked) else 0
-        try:
-            tolerated = best_effort and not isinstance(failure, UsageError)
-            _write(report, output, best_effort=tolerated)
-        except Exception as error:
-            unwritten = _unwritten(error, report)
-            failure = failure or unwritten
+        tolerated = best_effort and status != UsageError.exit_status
+        status = _attempted(lambda: _write(report, output, best_effort=tolerated), report, status)
     except SystemExit as stopped:  # a signal
-        _write_metrics(known, command, output, stopped.code)
-        _write_outputs(known or Report(command), output, stopped.code)
+        _record(command, known, output, stopped.code if isinstance(stopped.code, int) else 1)
         raise
-    without_metrics = _write_metrics(known, command, output, failure.exit_status if failure else answer)
-    failure = failure or without_metrics
-    # Last, as the status is one of them.
-    without_outputs = _write_outputs(report, output, failure.exit_status if failure else answer)
-    failure = failure or without_outputs
-    if failure is None:
-        return answer, report
-    return 0 if best_effort and not isinstance(failure, UsageError) else failure.exit_status, report
+    status = _record(command, known, output, status)
+    return 0 if tolerated else status
 
 
-def _unwritten(error: Exception, report: Report | None) -> NetsweepError:
-    """Tell that something could not be written, and what had been done before."""
-    failure = explain(error)
-    done = f"; the {report.command} {changed}" if report and (changed := changes(report)) else ""
-    complain(f"{failure}{done}")
-    return failure
+def _attempted(write: Callable[[], None], report: Report | None, status: int) -> int:
+    """Call ``write``; return ``status``, or that of its failure where nothing failed before.
 
-
-def _write_metrics(report: Report | None, command: str, output: Output, status: object) -> NetsweepError | None:
-    """Write the metrics where they are asked for; return why that failed, which is told."""
-    if output.metrics_file is None:
-        return None
+    The failure is told, and what ``report`` says had been done before.
+    """
     try:
+        write()
+    except Exception as error:
+        failure = explain(error)
+        done = f"; the {report.command} {changed}" if report and (changed := changes(report)) else ""
+        complain(f"{failure}{done}")
+        return failure.exit_status if status in (0, ORPHANS_FOUND) else status
+    return status
+
+
+def _record(command: Command, report: Report | None, output: Output, status: int) -> int:
+    """Write the metrics of a run and the outputs of a workflow's step, where they are asked for.
+
+    ``report`` is ``None`` where the run ended before it had one. Returns ``status`` as :func:`_attempted` does.
+    """
+    # The outputs last, as the status is one of them.
+    for write in (_write_metrics, _write_outputs):
+        status = _attempted(partial(write, command, report, output, status), report, status)
+    return status
+
+
+def _write_metrics(command: Command, report: Report | None, output: Output, status: int) -> None:
+    if output.metrics_file is not None:
         from netsweep.output.metrics import write_metrics  # most runs need none
 
-        labels = {"command": command, "profile": output.profile}
-        write_metrics(output.metrics_file, report, labels, status if isinstance(status, int) else 1)
-    except Exception as error:
-        return _unwritten(error, report)
-    return None
+        write_metrics(output.metrics_file, report, {"command": command, "profile": output.profile}, status)
 
 
-def _write_outputs(report: Report, output: Output, status: object) -> NetsweepError | None:
-    """Write the outputs of a workflow's step where this is one; return why that failed, which is told."""
-    path = os.environ.get("GITHUB_OUTPUT")
-    if output.form != "github" or not path:
-        return None
-    try:
+def _write_outputs(command: Command, report: Report | None, output: Output, status: int) -> None:
+    if output.form == "github" and (path := os.environ.get("GITHUB_OUTPUT")):
         from netsweep.output.github import write_outputs
 
-        write_outputs(report, status if isinstance(status, int) else 1, path)
-    except Exception as error:
-        return _unwritten(error, report)
-    return None
+        write_outputs(report or Report(command), status, path)
 
 
 def _write(report: Report, output: Output, *, best_effort: bool = False) -> None:
@@ -163,11 +156,7 @@ def _write(report: Report, output: Output, *, best_effort: bool = False) -> None
 
 
 def default_form() -> str:
-    """The format where ``--format`` is not given: what the environment says, or that of where netsweep runs."""
-    return os.environ.get("NETSWEEP_FORMAT") or _form_of_runner()
-
-
-def _form_of_runner() -> str:
+    """The format where neither ``--format`` nor the environment gives one: that of where netsweep runs."""
     return "github" if os.environ.get("GITHUB_ACTIONS") == "true" else "text"
 
 
@@ -212,11 +201,8 @@ def _refuse(message: str, status: int, arguments: Sequence[str]) -> int:
     complain(message)
     if _form_asked_for(arguments) == "github":
         report, output = Report("list", errors=[message]), Output("github")  # its command is shown nowhere
-        try:
-            _write(report, output)
-        except Exception as error:
-            complain(str(explain(error)))
-        _write_outputs(report, output, status)
+        _attempted(lambda: _write(report, output), report, status)
+        _record(report.command, report, output, status)
     return status
 
 
@@ -225,7 +211,7 @@ def _form_asked_for(arguments: Sequence[str]) -> str:
 
     One that does not exist is what is wrong with the line, and asks for nothing.
     """
-    forms = [_form_of_runner(), os.environ.get("NETSWEEP_FORMAT", "")]
+    forms = [default_form(), os.environ.get("NETSWEEP_FORMAT", "")]
     for before, argument in zip(("", *arguments), arguments, strict=False):
         if before == "--format":
             forms.append(argument)

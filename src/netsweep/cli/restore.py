@@ -35,4 +35,4 @@ def command(file: str, dry_run: bool, force: bool, wait: float | None, output: O
 
         return restore(file, wait, force=force, dry_run=dry_run)
 
-    return show("restore", job, output)[0]
+    return show("restore", job, output)

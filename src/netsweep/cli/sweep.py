@@ -60,4 +60,4 @@ def command(dry_run: bool, best_effort: bool, output: Output, **settings: Any) -
 
         return find_orphans(options, command="sweep", dry_run=True) if dry_run else sweep(options)
 
-    return show("sweep", job, output, best_effort=best_effort)[0]
+    return show("sweep", job, output, best_effort=best_effort)

@@ -48,4 +48,4 @@ def command(names: tuple[str, ...], subnet: str | None, force: bool, output: Out
 
         return teardown(options, names, subnet, force=force)
 
-    return show("teardown", job, output)[0]
+    return show("teardown", job, output)

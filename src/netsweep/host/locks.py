@@ -23,9 +23,8 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 
 from netsweep.errors import BusyError, NetsweepError
-from netsweep.host import priority
+from netsweep.host import observer, priority
 from netsweep.host.files import describe, open_or_create_regular
-from netsweep.host.observer import TOLD_AFTER, observer
 from netsweep.host.processes import held_by
 from netsweep.report import LockTimes
 
@@ -56,7 +55,7 @@ def held(times: LockTimes, timeout: float, *, mode: int, what: str, option: str)
 
     ``timeout``: seconds to wait, 0 for not at all. ``mode``: what the file gets where it is missing.
     ``what`` and ``option`` name the lock and the option that sets its timeout in messages.
-    A long wait is told to the :data:`~netsweep.host.observer.observer`. Raises :class:`BusyError` where the
+    A long wait is told to the :data:`~netsweep.host.observer.current` observer. Raises :class:`BusyError` where the
     lock could not be taken in time, and else what :func:`netsweep.host.files.open_or_create_regular` raises.
     """
     # Imported only by a run that takes a lock.
@@ -111,7 +110,7 @@ class _Wait:
         self.path = path
         self.what = what
         self._deadline = deadline
-        self._told_from = time.monotonic() + TOLD_AFTER
+        self._told_from = time.monotonic() + observer.TOLD_AFTER
         self._told = self._over = False
 
     @property
@@ -132,13 +131,13 @@ class _Wait:
         """Tell of the wait, where that is due."""
         if not self._told and time.monotonic() >= self._told_from:
             self._told = True
-            observer.get().waiting(self._describe)
+            observer.current.waiting(self._describe)
 
     def close(self) -> None:
         """Tell that the wait is over, where it was told of."""
         self._over = True
         if self._told:
-            observer.get().waiting(None)
+            observer.current.waiting(None)
 
     def _describe(self) -> str:
         by, remaining = _held_by(self.path), self.remaining

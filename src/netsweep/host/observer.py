@@ -1,13 +1,12 @@
 """Who is told what a run is doing while it takes long: nobody, unless the command line asked for it.
 
-This is a context variable, as what waits is far below the code that knows where to tell it. Callers of the Python API
-set none, so they hear nothing.
+There is one for the process, as what waits is far below the code that knows where to tell it, and a command line is one
+run. Callers of the Python API set none, so they hear nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextvars import ContextVar
 
 TOLD_AFTER = 1.0
 """Seconds that a wait may take before it is told."""
@@ -27,5 +26,5 @@ class Observer:
         """The run is doing what ``text`` says."""
 
 
-observer: ContextVar[Observer] = ContextVar("observer", default=Observer())  # noqa: B039
+current = Observer()
 """The one to tell."""

@@ -17,13 +17,10 @@ _INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 _STARTTIME = 19
 """The field of /proc/PID/stat, counted from the first behind the name (proc(5))."""
 
-_LOCKED_INODES = re.compile(
-    rb"^lock:\t\d+: (?:FLOCK|LEASE +(?:BREAKING|ACTIVE +WRITE)) .*?\w+:\w+:(\d+) ", re.MULTILINE
-)
-"""Locks of an open file in /proc/PID/fdinfo (lock_get_status in fs/locks.c)."""
+_LOCKED_INODES = rb"(?m)^lock:\t\d+: (?:FLOCK|LEASE +(?:BREAKING|ACTIVE +WRITE)) .*?\w+:\w+:(\d+) "
+"""Locks of an open file in /proc/PID/fdinfo (lock_get_status in fs/locks.c); compiled where it is needed."""
 
-
-_PLAIN_WORD = re.compile(r"[\w.+][\w.+-]{0,23}", re.ASCII)
+_PLAIN_WORD = r"[a-zA-Z0-9_.+][a-zA-Z0-9_.+-]{0,23}"
 """An argument that may be shown. Options may hold secrets, and long words may be some."""
 
 _NAME_MAX = 40
@@ -188,7 +185,7 @@ def _is_locked(pid: int, descriptor: str, status: os.stat_result) -> bool:
     """Say whether a process's descriptor is of the file with ``status``, and locks it."""
     with contextlib.suppress(FileNotFoundError):  # it was closed
         info = _read(f"/proc/{pid}/fdinfo/{descriptor}")
-        if any(int(inode) == status.st_ino for inode in _LOCKED_INODES.findall(info)):
+        if any(int(inode) == status.st_ino for inode in re.findall(_LOCKED_INODES, info)):
             # The device in that line may differ from what stat says (btrfs, overlayfs).
             return os.path.samestat(os.stat(f"/proc/{pid}/fd/{descriptor}"), status)
     return False
@@ -247,7 +244,7 @@ def _command(pid: int) -> str | None:
     except OSError:
         return None
     words = arguments[:2] if arguments[:1] == ["-m"] else [os.path.basename(word) for word in arguments[:1]]
-    shown = all(_PLAIN_WORD.fullmatch(word) for word in words if word != "-m")
+    shown = all(re.fullmatch(_PLAIN_WORD, word) for word in words if word != "-m")
     return " ".join([name[:_NAME_MAX], *(words if shown else ())])
 
 

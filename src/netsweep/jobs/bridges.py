@@ -10,11 +10,10 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from netsweep.errors import BusyError, ContentionError, NetsweepError, NotPermittedError
-from netsweep.host import leases
+from netsweep.host import leases, observer
 from netsweep.host.clocks import is_younger, process_clock
 from netsweep.host.leases import Leases
 from netsweep.host.links import Link, Links, find_at_once
-from netsweep.host.observer import observer
 from netsweep.host.processes import ages
 from netsweep.host.sockets import SocketsInUse
 from netsweep.jobs.locked import subnet_locked
@@ -120,7 +119,7 @@ class Bridges:
                     failures.append(f"{shown[ifindex].bridge.name}: {error}")
                 finally:
                     self._report.bridges = list(shown.values())
-                observer.get().working(f"deleted {self._report.bridges_deleted:,} of {count(len(shown), 'bridge')}")
+                observer.current.working(f"deleted {self._report.bridges_deleted:,} of {count(len(shown), 'bridge')}")
                 time.sleep(_TURN)
             look = self._look_again() if left else look
         return failures

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from netsweep.errors import BusyError, ContentionError, NetsweepError, UsageError
 from netsweep.firewall import Backend, Scan
 from netsweep.firewall.opening import open_backend
-from netsweep.host import leases
+from netsweep.host import leases, observer
 from netsweep.host.capabilities import require_net_admin
 from netsweep.host.leases import Leases
-from netsweep.host.observer import observer
 from netsweep.jobs.patience import Patience
 from netsweep.model import BackendName, Chain, Family, Lease, Life, Rule, Table
 from netsweep.output.failures import explain
@@ -123,7 +122,7 @@ class Judge:
         names, _ = self.policy.asked(self.policy.orphans(rules, living.life))
         if self._settled.issuperset(names & living.life.gone):
             return living
-        observer.get().working(f"waiting {self._settle:g} s for names that come back")
+        observer.current.working(f"waiting {self._settle:g} s for names that come back")
         time.sleep(self._settle)
         again = self._living(rules)
         self._settled |= living.life.gone & again.life.gone
@@ -253,7 +252,7 @@ def look_around(
     rules, elsewhere, found = list[Rule](), list[Rule](), list[Chain]()
     more = False
     if not report.changed:
-        observer.get().working("reading the rules")
+        observer.current.working("reading the rules")
     report.chains, report.overlooked = list(options.chains), []
     for each in report.backends:
         each.scanned = each.deleted  # what was deleted was read before

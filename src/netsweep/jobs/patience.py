@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from netsweep.errors import BusyError, ContentionError
-from netsweep.host.observer import TOLD_AFTER, observer
+from netsweep.host import observer
 from netsweep.report import Report
 
 T = TypeVar("T")
@@ -58,13 +58,13 @@ class Patience:
                         raise BusyError(
                             f"timed out after {self.seconds:g} s: {error}; try again, or raise --wait"
                         ) from None
-                if self.seconds - self._left >= TOLD_AFTER:
+                if self.seconds - self._left >= observer.TOLD_AFTER:
                     told = True
                     # Each time, as a wait for a lock may have been told of meanwhile.
-                    observer.get().waiting(describe)
+                    observer.current.waiting(describe)
         finally:
             if told:
-                observer.get().waiting(None)
+                observer.current.waiting(None)
 
     def _waited(self) -> float:
         taken = (self._report.subnet_lock, self._report.xtables_lock)

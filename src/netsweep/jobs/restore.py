@@ -12,9 +12,8 @@ from netsweep.errors import NetsweepError
 from netsweep.firewall import Addition, Backend, Transaction
 from netsweep.firewall.ipset import set_name
 from netsweep.firewall.opening import open_backend
-from netsweep.host import locks
+from netsweep.host import locks, observer
 from netsweep.host.capabilities import require_net_admin
-from netsweep.host.observer import observer
 from netsweep.jobs import journal
 from netsweep.jobs.journal import Saved
 from netsweep.jobs.look import reporting
@@ -99,7 +98,7 @@ def _put_back(backend: Backend, table: Table, entries: Entries, wait: float, rep
                 transaction.insert(batch)
                 transaction.commit()
                 report.of(table.backend, table.family).restored += sum(len(addition.rules) for addition in batch)
-                observer.get().working(f"restored {count(report.restored, 'rule')}")
+                observer.current.working(f"restored {count(report.restored, 'rule')}")
     finally:
         report.xtables_lock = xtables if xtables.held_ms else None
 

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING
 
 from netsweep.errors import NetsweepError, TableError
 from netsweep.firewall import Backend
-from netsweep.host import locks, priority
-from netsweep.host.observer import observer
+from netsweep.host import locks, observer, priority
 from netsweep.jobs.locked import subnet_locked
 from netsweep.jobs.look import Judge, look_around, opened, reporting
 from netsweep.jobs.patience import Patience
@@ -186,7 +185,7 @@ def delete_rules(
             portion = list(itertools.islice(_together(pending, apart or not backend.spans_tables), backend.batch))
             now = f", {len(portion):,} more at once" if len(portion) > MANY else ""
             done = count(report.deleted, "rule") if more else f"{report.deleted:,} of {count(total, 'rule')}"
-            observer.get().working(f"deleted {done}{now}")
+            observer.current.working(f"deleted {done}{now}")
             attempt = partial(_delete_some, options, backend, portion, judge, journal, report)
             try:
                 deleted = patience.retry(attempt)

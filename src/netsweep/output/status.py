@@ -7,9 +7,8 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from contextvars import Token
 
-from netsweep.host.observer import Observer, observer
+from netsweep.host import observer
 from netsweep.output.escape import escape
 
 _EVERY = 1.0
@@ -19,7 +18,7 @@ _LAST_WRITE = 1.0
 """Seconds to wait in the end for what is being written."""
 
 
-class Status(Observer):
+class Status(observer.Observer):
     """Tells what a run waits for: on a terminal in a line that is updated in place, elsewhere once for each wait.
 
     A terminal shows what else the run is doing too. A context manager: in the end the line is cleared.
@@ -38,17 +37,16 @@ class Status(Observer):
         self._told = set[Callable[[], str]]()
         self._writers: list[threading.Thread] = []
         self._shown = ""
-        self._token: Token[Observer] | None = None
+        self._before = observer.current
 
     def __enter__(self) -> Status:
-        self._token = observer.set(self)
+        observer.current = self
         if self._in_place:
             self._start(self._update)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._token:
-            observer.reset(self._token)
+        observer.current = self._before
         self._ended = True
         self._news.set()
         for writer in self._writers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import lru_cache
 from typing import NamedTuple
@@ -134,13 +134,12 @@ def _suggested(pattern: str) -> str:
     return "hm*"
 
 
-def check_names(prefixes: Iterable[str], protected: Iterable[str], globs: Iterable[str]) -> None:
+def check_names(prefixes: Collection[str], protected: Collection[str], globs: Collection[str]) -> None:
     """Raise :class:`ValueError` where one of these cannot be given."""
-    prefixes, protected, globs = list(prefixes), list(protected), list(globs)
     for option, texts in (("prefix", prefixes), ("protect", protected), ("name", globs)):
         # The kernel allows commas in names, but who writes one means a list, and one name would protect nothing.
         for text in texts:
-            if "," in re.sub(_SET, "", text):
+            if "," in text and "," in re.sub(_SET, "", text):
                 raise ValueError(f"{text!a} is a list, not a name: give --{option} once for each")
     for prefix in prefixes:
         _check_prefix(prefix)

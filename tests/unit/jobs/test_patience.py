@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from netsweep.errors import BusyError, ContentionError
-from netsweep.host.observer import Observer, observer
+from netsweep.host import observer
 from netsweep.jobs.patience import Patience
 from netsweep.report import Report
 
 
-class Recorder(Observer):
+class Recorder(observer.Observer):
     """Notes what is told, each thing once."""
 
     def __init__(self) -> None:
@@ -26,11 +26,10 @@ class Recorder(Observer):
 
 
 @pytest.fixture
-def told() -> Iterator[list[str | None]]:
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
     recorder = Recorder()
-    token = observer.set(recorder)
-    yield recorder.told
-    observer.reset(token)
+    monkeypatch.setattr(observer, "current", recorder)
+    return recorder.told
 
 
 def interfered() -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from netsweep.host.observer import Observer, observer
+from netsweep.host import observer
 from netsweep.output import status
 from netsweep.output.status import Status
 
@@ -55,7 +55,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_elsewhere_each_wait_is_one_line_and_progress_none(capsys: pytest.CaptureFixture[str]) -> None:
     first, second = (lambda: "waiting for\x1b a"), (lambda: "waiting for b")
     with Status():
-        told = observer.get()
+        told = observer.current
         told.working("deleting")
         for describe in (first, first, None, second, None, first, None, lambda: ""):
             told.waiting(describe)
@@ -66,9 +66,9 @@ def test_elsewhere_each_wait_is_one_line_and_progress_none(capsys: pytest.Captur
 def test_nobody_is_told_anything_outside(capsys: pytest.CaptureFixture[str]) -> None:
     with Status():
         pass
-    assert type(observer.get()) is Observer
-    observer.get().waiting(lambda: "x")
-    observer.get().working("x")
+    assert type(observer.current) is observer.Observer
+    observer.current.waiting(lambda: "x")
+    observer.current.working("x")
     assert capsys.readouterr().err == ""
 
 

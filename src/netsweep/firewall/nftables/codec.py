@@ -109,10 +109,10 @@ _FIB_PRESENT = 1 << 5
 
 _LOGGING = ("LOG", "NFLOG")
 
-_ANONYMOUS = re.compile(rb"__(set|map)[0-9]+\0")
+_ANONYMOUS = rb"__(set|map)[0-9]+\0"
 """Names that nft gives to sets and maps without one."""
 
-BOUND_CHAIN = re.compile(r"__chain[0-9]+")
+BOUND_CHAIN = r"__chain[0-9]+"
 """Names that the kernel gives to chains that go with a rule (nf_tables_addchain)."""
 
 _BLOCK = "holds a block of rules, which is not read"
@@ -660,7 +660,7 @@ def _refine_immediate(step: _Step, data: dict[int, bytes]) -> None:
     if code in _JUMPS:
         step.target = jump(data)
         step.match = "-g" if code == _GOTO else None
-        if step.target and BOUND_CHAIN.fullmatch(step.target):
+        if step.target and re.fullmatch(BOUND_CHAIN, step.target):
             step.unreadable = _BLOCK
     elif _VERDICT_CODE in verdict and code in _VERDICTS:
         step.target = _VERDICTS[code]
@@ -670,7 +670,7 @@ def _refine_immediate(step: _Step, data: dict[int, bytes]) -> None:
 
 def _refine_lookup(step: _Step, data: dict[int, bytes]) -> None:
     # The elements of a set may count. What a set without a name counts goes with its rule.
-    has_name = not _ANONYMOUS.fullmatch(data.get(1, b""))
+    has_name = not re.fullmatch(_ANONYMOUS, data.get(1, b""))
     step.effect = has_name or (3 in data and step.effect)
     step.how = _BY_SET
 

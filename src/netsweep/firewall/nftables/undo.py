@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Collection, Container, Mapping
 from functools import lru_cache
@@ -63,7 +64,7 @@ def undo_of(message: bytes, lasting: Container[str] = ()) -> Undo:
             lost = lost or f"uses the set {ascii(part.set)[1:-1]}, which is deleted with the rule"
         if part.chain is not None:
             to = part.chain
-            if BOUND_CHAIN.fullmatch(to):
+            if re.fullmatch(BOUND_CHAIN, to):
                 lost = lost or f"jumps to the chain {to}, which is deleted with the rule"
         if part.numbers is None:
             lost = lost or "uses ipset in a way that is not known"
