@@ -87,6 +87,7 @@ def show(
             unwritten = _unwritten(error, report)
             failure = failure or unwritten
     except SystemExit as stopped:  # a signal
+        known = known or getattr(stopped, "report", None)
         _write_metrics(known, command, output, stopped.code)
         _write_outputs(known or Report(command), output, stopped.code)
         raise
