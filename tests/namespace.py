@@ -47,6 +47,9 @@ NO_NET_ADMIN = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-all")
 
 NOBODY = 65534
 
+_CALLERS = ("NETSWEEP_", "GITHUB_", "COVERAGE_", "COLUMNS")
+"""How variables begin that change what netsweep does or shows; pytest-xdist sets ``COLUMNS``."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -61,7 +64,7 @@ class Namespace:
         self.name = name
         self.directory = directory
         self.environment = {
-            **{k: v for k, v in os.environ.items() if not k.startswith(("NETSWEEP_", "GITHUB_", "COVERAGE_"))},
+            **{k: v for k, v in os.environ.items() if not k.startswith(_CALLERS)},
             "TMPDIR": str(directory),
             "XTABLES_LOCKFILE": str(directory / "xtables.lock"),
         }

@@ -132,7 +132,7 @@ def test_the_wheel_installs_the_command(built: Built, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "tests",
     [
-        ("tests/unit/cli", "tests/unit/test_docs.py"),
+        ("tests/unit/policy", "tests/unit/test_docs.py"),
         pytest.param(("tests/netns/test_leases.py",), marks=pytest.mark.kernel),
     ],
     ids=["unit", "netns"],
