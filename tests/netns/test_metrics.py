@@ -100,7 +100,10 @@ def test_they_are_written_where_stdout_is_full_and_where_a_signal_ends_the_wait(
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
-    assert read(path)[("netsweep_exit_status",)] == 128 + signal.SIGTERM
+    stopped = read(path)
+    assert stopped[("netsweep_exit_status",)] == 128 + signal.SIGTERM
+    assert (stopped[("netsweep_orphaned_rules",)], stopped[("netsweep_deleted_rules",)]) == (3, 0)
+    assert ("netsweep_lock_wait_seconds", "subnet") not in stopped
 
 
 def test_a_reader_never_sees_half_a_file(ns: Namespace, path: Path) -> None:

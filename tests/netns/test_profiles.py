@@ -676,8 +676,10 @@ def test_more_than_max_deletes_is_an_error_and_changes_nothing(ns: Namespace, fl
         line = complaint(ns.netsweep("sweep", "--max-deletes", "5"), 1)
         assert line == "netsweep: 6 rules would go, which is more than --max-deletes 5"
         for more in {"dry_run": True}, {"journal": ns.directory / "journal"}:
-            with pytest.raises(NetsweepError, match="6 rules would go"):
+            with pytest.raises(NetsweepError, match="6 rules would go") as raised:
                 swept(ns, max_deletes=5, **more)
+            assert raised.value.report
+            assert len(raised.value.report.orphans) == 6
     assert not (ns.directory / "journal").exists()
     assert swept(ns, max_deletes=6).deleted == 6
     assert swept(ns, max_deletes=0).deleted == 0

@@ -38,4 +38,4 @@ def test_pytest_is_set_up_as_the_page_says(ns: Namespace) -> None:
     path = str(Path(netsweep.__file__).parents[1])
     command = command.replace("pytest ", f"{sys.executable} -m pytest -q ", 1)
     done = ns.run("sh", "-ec", f"cd '{ns.directory}'; {command}", environment={"PYTHONPATH": path})
-    assert re.search(r"^netsweep: Deleted 3 orphaned rules of 1 bridge in \d+ ms", done.stdout, re.MULTILINE)
+    assert re.search(r"^netsweep: Deleted 3 orphaned rules of 1 bridge in [\d.]+ m?s", done.stdout, re.MULTILINE)

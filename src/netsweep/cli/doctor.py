@@ -60,8 +60,8 @@ def command(
 
     Tables of every family and backend, whether a sweep covers what iptables writes, capabilities, the
     processes that hold the locks, the lease file, how many of the test subnets are in use, leaked and
-    free, the settings in effect and where each comes from, and versions. Takes the options of sweep, and
-    exits with the status that a sweep with the same options would end with now.
+    free, the settings in effect and where each comes from, and versions. Takes the options that say what a sweep
+    does, and exits with the status that a sweep with the same options would end with now.
 
     \b
     Examples:

@@ -83,6 +83,7 @@ def show(
         tolerated = best_effort and status != UsageError.exit_status
         status = _attempted(lambda: _write(report, output, best_effort=tolerated), report, status)
     except SystemExit as stopped:  # a signal
+        known = known or getattr(stopped, "report", None)
         _record(command, known, output, stopped.code if isinstance(stopped.code, int) else 1)
         raise
     status = _record(command, known, output, status)

@@ -212,7 +212,7 @@ def opened(options: Options, prefilter: Sequence[bytes], *, writes: bool = False
 
 @contextmanager
 def reporting(report: Report) -> Iterator[None]:
-    """Finish the report whatever happens, and attach it to the error that ends the run."""
+    """Finish the report whatever happens, and attach it to the error or the signal that ends the run."""
     began = time.monotonic()
     try:
         yield
@@ -227,6 +227,10 @@ def reporting(report: Report) -> Iterator[None]:
         report.errors.append(str(failure))
         failure.report = report
         raise failure from error
+    except SystemExit as stopped:  # a signal
+        report.errors.append("stopped by a signal")
+        vars(stopped)["report"] = report
+        raise
     finally:
         report.duration_ms = (time.monotonic() - began) * 1000
 

@@ -100,13 +100,15 @@ def sweep(options: Options) -> Report:
             while more:
                 rules, _, life, more = look_around(options, backends, judge, patience, report, limit)
                 orphans = _as_numbered_at_first(judge.policy.orphans(rules, life), report)
-                check_number(options, report.deleted + len(orphans), report.bridges_deleted)
+                kept = [rule for rule in orphans if rule.chain.table in refused]
+                wanted = [rule for rule in orphans if rule.chain.table not in refused]
+                with _checking(orphans, judge, report):
+                    check_number(options, report.deleted + len(orphans), report.bridges_deleted)
+                    if journal and wanted:
+                        journal.check(wanted)
                 if more or len(orphans) > MANY:
                     priority.calm_down()
-                kept = [rule for rule in orphans if rule.chain.table in refused]
-                if wanted := [rule for rule in orphans if rule.chain.table not in refused]:
-                    if journal:
-                        journal.check(wanted)
+                if wanted:
                     kept += delete_rules(
                         options, backends, wanted, judge, journal, patience, refused, report, more=more
                     )
@@ -143,14 +145,25 @@ def _bridges_deleted(
         if look.leaked and (journal or options.max_deletes is not None):
             rules, _, life, _ = look_around(options, backends, judge, patience, report)
             orphans = judge.policy.orphans(rules, presumed_gone(life, look.leaked))
-            check_number(options, len(orphans), len(look.leaked))
-            if journal:
-                journal.check(orphans)
+            with _checking(orphans, judge, report):
+                check_number(options, len(orphans), len(look.leaked))
+                if journal:
+                    journal.check(orphans)
         failures = bridges.delete(look, journal)
         judge.ignored = bridges.unwanted.__contains__
         yield failures
         # Not where sweeping the rules ended early: as long as they are left, nobody else should lease the names.
         failures += bridges.remove_leases()
+
+
+@contextmanager
+def _checking(orphans: Sequence[Rule], judge: Judge, report: Report) -> Iterator[None]:
+    """Report ``orphans`` where a check that comes before anything goes ends the run: they are there, and stay."""
+    try:
+        yield
+    except Exception:
+        report.add_orphans(judge.policy.found(orphans))
+        raise
 
 
 def _as_numbered_at_first(rules: list[Rule], report: Report) -> list[Rule]:

@@ -50,7 +50,7 @@ _READ_FIRST = (
 def doctor_lines(found: Mapping[str, Any], width: int = WIDTH) -> Iterator[str]:
     """The lines for ``found``, which is the object that ``--format json`` writes, of at most ``width`` columns.
 
-    Only a single word, as a path, may be longer.
+    Only a path may be longer: it is there to be copied.
     """
     for name, text in _parts(found):
         further = 0 if name and name != "settings" else 2
@@ -105,7 +105,7 @@ def _wrapped(text: str, width: int, first: str = "", rest: str = "") -> list[str
         width,
         initial_indent=first,
         subsequent_indent=rest,
-        break_long_words=False,
+        break_long_words="/" not in text,
         break_on_hyphens=False,
     )
 

@@ -256,6 +256,13 @@ def test_outputs_have_the_status_of_a_signal(jobs: Jobs, monkeypatch: pytest.Mon
     with pytest.raises(SystemExit):
         run(["sweep", "--format", "github"])
     assert (tmp_path / "output").read_text() == "deleted=0\norphans=0\nchanged=false\nstatus=143\n"
+    (tmp_path / "output").unlink()
+    stopped = SystemExit(143)
+    vars(stopped)["report"] = swept([finding()])
+    jobs.does = raises(stopped)
+    with pytest.raises(SystemExit):
+        run(["sweep", "--format", "github"])
+    assert (tmp_path / "output").read_text() == "deleted=1\norphans=1\nchanged=true\nstatus=143\n"
 
 
 @pytest.mark.parametrize(

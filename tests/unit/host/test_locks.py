@@ -116,7 +116,7 @@ def test_who_gave_up_does_not_keep_the_lock(lock: Path) -> None:
         assert thread.is_alive()
     thread.join(20)
     assert is_free(lock)
-    assert descriptors() == before
+    assert descriptors() <= before  # fewer, where what other tests left is collected meanwhile
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -192,7 +192,7 @@ def test_a_file_that_is_replaced_all_the_time_is_busy(lock: Path, monkeypatch: p
     before = descriptors()
     assert "was busy for 0.05 s" in refuse(lock, 0.05)
     assert len(replaced) > 1
-    assert descriptors() == before
+    assert descriptors() <= before  # fewer, where what other tests left is collected meanwhile
     assert is_free(lock)
 
 
@@ -261,7 +261,7 @@ def test_a_filesystem_that_cannot_lock_is_told(lock: Path, monkeypatch: pytest.M
     before = descriptors()
     monkeypatch.setattr(fcntl, "flock", unable)
     assert "cannot lock subnet lock" in refuse(lock, 5, NetsweepError)
-    assert descriptors() == before
+    assert descriptors() <= before  # fewer, where what other tests left is collected meanwhile
 
 
 def test_a_holder_of_which_only_a_child_is_left_is_named(lock: Path) -> None:

@@ -350,6 +350,7 @@ def test_more_orphans_than_may_go_change_nothing(host: Host) -> None:
     error, report = host.failed(NetsweepError, "^5 rules would go, which is more than --max-deletes 4$", max_deletes=4)
     assert error.exit_status == 1
     assert (report.changed, report.subnet_lock) == (False, None)
+    assert (len(report.orphans), [each.orphans for each in report.backends]) == (5, [2, 3])  # 0 would be an all-clear
     assert [firewall.bridges() for firewall in firewalls] == [["hmdead", "hmbee"]] * 2
     assert not [event for event in host.events if "lock" in event or "commit" in event]
     assert list(host.directory.iterdir()) == []

@@ -20,8 +20,7 @@ from netsweep.errors import (
     TableError,
     UsageError,
 )
-from netsweep.host import priority
-from netsweep.host.observer import Observer, observer
+from netsweep.host import observer, priority
 from netsweep.jobs import look
 from netsweep.jobs import sweep as sweep_job
 from netsweep.jobs.sweep import find_orphans
@@ -512,16 +511,15 @@ def test_the_lease_file_that_was_used_is_told_where_there_is_none(host: Host) ->
 @pytest.mark.parametrize(
     ("bridges", "said"), [(["hmdead"], "deleted 0 of 1 rule"), (["hmdead", "hmbee"], "deleted 0 of 2 rules")]
 )
-def test_progress_counts_one_rule_as_one(host: Host, bridges: list[str], said: str) -> None:
-    class Recorder(Observer):
+def test_progress_counts_one_rule_as_one(
+    host: Host, bridges: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Recorder(observer.Observer):
         def working(self, text: str) -> None:
             told.append(text)
 
     told: list[str] = []
     host.firewall(*bridges)
-    token = observer.set(Recorder())
-    try:
-        host.sweep()
-    finally:
-        observer.reset(token)
+    monkeypatch.setattr(observer, "current", Recorder())
+    host.sweep()
     assert said in told

@@ -238,12 +238,16 @@ def test_the_subnets_of_tests_are_counted_where_a_profile_has_some() -> None:
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100])
-def test_lines_fit_the_width_and_break_between_words(width: int) -> None:
+def test_lines_fit_the_width_and_only_a_path_is_longer(width: int) -> None:
     path = "/a/path/of/the/runner/which/is-long-and-has/dashes-in-it/and-does-not-fit/leases.json"
     long = found(
         leases={"path": path, "exists": True, "leases": 1, "running": 0},
         chains=[],
-        settings={"chains": [f"table{number}/chain" for number in range(30)], "lock_file": path},
+        settings={
+            "chains": [f"table{number}/chain" for number in range(30)],
+            "names": ["br-" + 12 * "[0-9a-f]"],  # of the profile docker
+            "lock_file": path,
+        },
         warnings=[f"cannot create lock {path}: " + "no " * 40],
         errors=["there are x_tables rules, but " + "libip4tc.so.2 cannot be loaded " * 5],
         status=69,
