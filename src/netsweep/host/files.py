@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Iterator
 
 from netsweep.errors import BusyError, ContentionError, NetsweepError, NotPermittedError
 
@@ -151,20 +152,14 @@ def replace_regular(path: str, known: bytes, content: bytes, *, what: str) -> No
             status = os.fstat(descriptor)
         finally:
             os.close(descriptor)
-        with open(create_regular(new, os.O_WRONLY, 0o600, what=what), "wb") as file:
-            try:
-                os.fchown(file.fileno(), status.st_uid, status.st_gid)
-                os.fchmod(file.fileno(), stat.S_IMODE(status.st_mode) & 0o777)
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-                if read_regular(path, what, 1 << 30) != known:
-                    raise ContentionError(f"{what} {path!a} changed")
-                os.rename(new, path)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(new)
-                raise
+        with open(create_regular(new, os.O_WRONLY, 0o600, what=what), "wb") as file, _renamed(new, path):
+            os.fchown(file.fileno(), status.st_uid, status.st_gid)
+            os.fchmod(file.fileno(), stat.S_IMODE(status.st_mode) & 0o777)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            if read_regular(path, what, 1 << 30) != known:
+                raise ContentionError(f"{what} {path!a} changed")
         directory = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(directory)
@@ -191,18 +186,24 @@ def put_regular(path: str, content: bytes, mode: int, *, what: str) -> None:
             if not stat.S_ISREG(kind := os.lstat(path).st_mode):
                 raise _refused(what, path, kind)
         created = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-        with open(created, "wb") as file:
-            try:
-                os.fchmod(created, mode)  # whatever the umask
-                file.write(content)
-                file.flush()
-                os.rename(new, path)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(new)
-                raise
+        with open(created, "wb") as file, _renamed(new, path):
+            os.fchmod(created, mode)  # whatever the umask
+            file.write(content)
+            file.flush()
     except (OSError, ValueError) as error:
         raise describe(error, failed) from error
+
+
+@contextlib.contextmanager
+def _renamed(new: str, path: str) -> Iterator[None]:
+    """Rename the file ``new`` to ``path`` in the end; where anything failed, remove it."""
+    try:
+        yield
+        os.rename(new, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(new)
+        raise
 
 
 def _refused(what: str, path: str, mode: int) -> NetsweepError:

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from netsweep.host.files import describe, open_or_create_regular
-from netsweep.model import Family
 from netsweep.output.escape import escape
-from netsweep.output.text import count, summary, text_lines
+from netsweep.output.text import count, place, summary, text_lines
 from netsweep.report import Report
 
 ROWS_MAX = 100
@@ -97,10 +96,7 @@ def _bridges(report: Report) -> list[str]:
     """A row for each bridge: its rules by backend and chain."""
     places: dict[str, Counter[str]] = {finding.bridge.name: Counter() for finding in report.leaked}
     for finding in report.orphans:
-        table = finding.rule.chain.table
-        family = "" if table.family is Family.IPV4 else f" {table.family}"
-        place = f"{table.backend}{family} {table.name}/{finding.rule.chain.name}"
-        places.setdefault(finding.bridge or "", Counter())[place] += 1
+        places.setdefault(finding.bridge or "", Counter())[" ".join(place(finding))] += 1
     if not places:
         return []
     states = {finding.bridge.name: "deleted" if finding.deleted else "leaked" for finding in report.leaked}
@@ -116,7 +112,7 @@ def _bridges(report: Report) -> list[str]:
 
 
 def _chains(found: Counter[str]) -> str:
-    texts = [f"{_cell(place)}: {number:,}" for place, number in sorted(found.items())]
+    texts = [f"{_cell(where)}: {number:,}" for where, number in sorted(found.items())]
     rest = len(texts) - _PLACES_MAX
     return ", ".join(texts[:_PLACES_MAX]) + (f" and {count(rest, 'more chain')}" if rest > 0 else "")
 
