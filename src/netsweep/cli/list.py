@@ -42,5 +42,4 @@ def command(all_rules: bool, exit_code: bool, output: Output, **settings: Any) -
 
         return find_orphans(options, keep=all_rules)
 
-    output.verbose = output.verbose or all_rules
-    return show("list", job, output, exit_code=exit_code)
+    return show("list", job, output._replace(verbose=output.verbose or all_rules), exit_code=exit_code)
