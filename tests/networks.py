@@ -32,7 +32,7 @@ from pyroute2.netlink.rtnl import RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK
 from netsweep.host.netlink import attribute, error_code, open_socket, receive, request
 from tests import schema
 from tests.namespace import FAMILIES, NETSWEEP, Namespace, flocked, leak
-from tests.soak import EVENTS, TAG, WRITERS, Host
+from tests.soak import EVENTS, QUIETLY, TAG, WRITERS, Host
 
 POOL = [(f"hm0ac8{number:02x}", f"10.200.{number}.0/24") for number in range(8)]
 """All test subnets that there are, with the bridge of each: fewer than jobs, so that a name comes back at once."""
@@ -303,7 +303,7 @@ class Job:
     def _tear_down(self, network: Network) -> None:
         """Let netsweep do it; where it is killed, as often as it takes."""
         while True:
-            process = self._host.start(*NETSWEEP, "teardown", network.bridge, "--format", "json")
+            process = self._host.start(*NETSWEEP, "teardown", network.bridge, *QUIETLY)
             if random.random() < KILLED:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(random.uniform(0, 0.8))

@@ -56,6 +56,9 @@ WRITERS = 11
 LIVE = [f"hmf{number:x}" for number in range(WRITERS)]
 """One bridge that exists for each writer."""
 
+QUIETLY = ("--quiet", "--format", "json")
+"""Options of a sweep whose stderr is empty unless something is wrong: without them it tells there of long waits."""
+
 TAG = re.compile(r"\b[a-z][0-9]+r[0-9]+\b")
 """What is in the comment of one rule of one writer only."""
 
@@ -173,7 +176,7 @@ def together(host: Host, seconds: float, stop: threading.Event, tasks: Sequence[
 
 
 def sweep(host: Host, *options: str) -> subprocess.CompletedProcess[str]:
-    return host.netsweep("sweep", "--format", "json", *options)
+    return host.netsweep("sweep", *QUIETLY, *options)
 
 
 def dead_bridges(count: int, first: int = 0) -> list[str]:
@@ -506,7 +509,7 @@ class Victims:
         return Course(statistics.median(whole), statistics.median(locked))
 
     def _kill_anywhere(self, number: signal.Signals) -> subprocess.CompletedProcess[str]:
-        process = self._host.start(*NETSWEEP, "sweep")
+        process = self._host.start(*NETSWEEP, "sweep", "--quiet")
         began = time.monotonic()
         if number != signal.SIGKILL:
             _wait_for_handler(process, number)
@@ -516,7 +519,7 @@ class Victims:
 
     def _kill_under_lock(self, number: signal.Signals) -> subprocess.CompletedProcess[str]:
         with flocked(self._host.lock_file):
-            process = self._host.start(*NETSWEEP, "sweep")
+            process = self._host.start(*NETSWEEP, "sweep", "--quiet")
             wait_until_queued(process.pid, self._host.lock_file)
         time.sleep(random.uniform(0, self._course.locked * 2))
         return _end(process, number)
@@ -682,7 +685,7 @@ def _rush(host: Host, flavour: str, bridges: int, queued: bool) -> Tally:
     dead = dead_bridges(bridges)
     host.leak(flavour, dead)
     host.lock_file.touch()
-    command = (*NETSWEEP, "sweep", "--format", "json")
+    command = (*NETSWEEP, "sweep", *QUIETLY)
     if queued:
         with flocked(host.lock_file):
             processes = [host.start(*command) for _ in range(WRITERS)]
@@ -1094,7 +1097,7 @@ class Keeper:
 
     def _swept(self, tally: Tally, path: Path, *, kill: bool) -> bool:
         """Sweep into ``path``, and say whether there is something to be put back."""
-        command = (*NETSWEEP, "sweep", "--format", "json", "--journal", str(path))
+        command = (*NETSWEEP, "sweep", *QUIETLY, "--journal", str(path))
         if not kill:
             report = tally.sweep(self._host.run(*command, check=False))
             return bool(report and report["deleted"])
@@ -1111,7 +1114,7 @@ class Keeper:
 
     def _put_back(self, tally: Tally, path: Path, bridges: Sequence[str]) -> None:
         before = self._standing(bridges)
-        done = self._host.run(*NETSWEEP, "restore", str(path), check=False)
+        done = self._host.run(*NETSWEEP, "restore", "--quiet", str(path), check=False)
         after = self._standing(bridges)
         doubled = {rule: number for rule, number in after.items() if number != 1}
         tally.expect(not doubled, f"put back more than once: {doubled}")
@@ -1194,7 +1197,7 @@ def _harness(host: Host, flavour: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _sweep_networks(host: Host, tally: Tally, *, kill: bool = False) -> None:
-    process = host.start(*NETSWEEP, "sweep", "--bridges", "--min-age", f"{MIN_AGE:.0f}s", "--format", "json")
+    process = host.start(*NETSWEEP, "sweep", *QUIETLY, "--bridges", "--min-age", f"{MIN_AGE:.0f}s")
     if kill:
         with suppress(subprocess.TimeoutExpired):
             process.wait(random.uniform(0, 1))

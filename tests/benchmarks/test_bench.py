@@ -35,7 +35,7 @@ def test_the_short_form_measures_everything() -> None:
     done = bench()
     assert done.returncode == 0, done.stderr
     for title in TABLES:
-        assert f"### {title}" in done.stdout
+        assert f"\n## {title}" in done.stdout
     for firewall in ("x_tables", "nf_tables"):
         assert f"| {firewall} | 900 | netsweep |" in done.stdout
         assert f"| {firewall} | netsweep | eleven neighbours |" in done.stdout
