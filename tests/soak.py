@@ -70,8 +70,6 @@ class Host(Namespace):
 
     def __init__(self, namespace: Namespace) -> None:
         super().__init__(namespace.name, namespace.directory)
-        # Coverage slows down who races, and waits at the end for locks that a signal may have interrupted.
-        self.coverage = {}
         self._identity = os.stat(f"/run/netns/{self.name}").st_ino
 
     def command(self, *arguments: str) -> list[str]:

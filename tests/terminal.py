@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import re
 import select
 import struct
 import subprocess
@@ -17,10 +18,14 @@ PATIENCE = 60.0
 """Seconds that a program may take."""
 
 
+_CLEARED = re.compile(r"\r(?:\x1b\[\d+A)?\x1b\[J(?:netsweep: [^\r\n]*)?")
+
+
 def at_terminal(command: Sequence[str], columns: int, environment: Mapping[str, str]) -> tuple[int, str]:
     """Run ``command`` with a new terminal as stdin, stdout and stderr; return its exit status and what it showed.
 
-    Line ends are those that the program wrote, escape sequences are left in.
+    Line ends are those that the program wrote, escape sequences are left in. What was cleared again, as the status of
+    a run that took long, is left out.
     """
     ours, its = pty.openpty()
     try:
@@ -38,7 +43,9 @@ def at_terminal(command: Sequence[str], columns: int, environment: Mapping[str, 
                 if not (data := os.read(ours, 65536)):
                     break
                 shown += data
-        return process.wait(max(0.1, deadline - time.monotonic())), shown.decode().replace("\r\n", "\n")
+        return process.wait(max(0.1, deadline - time.monotonic())), _CLEARED.sub("", shown.decode()).replace(
+            "\r\n", "\n"
+        )
     finally:
         process.kill()
         process.wait()

@@ -14,14 +14,14 @@ pytestmark = pytest.mark.alone
 
 TABLES = (
     "Sweeping, medians",
-    "What eleven neighbours feel",
+    "How long eleven neighbours take for `iptables -w 5 -A` and `-D`",
     "A sweep of 900 leaked rules, alone and beside",
-    "What eleven neighbours feel while a bridge leaks each second",
+    "How long eleven neighbours take while a bridge leaks each second",
     "Waiting for the xtables lock",
     "`list` beside rules of others",
     "Sweeping 900 leaked rules of one family",
     "Deleting 5 leaked bridges with 15 rules",
-    "What eleven neighbours that take the subnet lock feel",
+    "How long eleven neighbours that take the subnet lock take",
     "Targets",
 )
 

@@ -45,7 +45,6 @@ def run(ns: Namespace, *arguments: str, before: tuple[str, ...] = ()) -> subproc
     path = f"{ns.directory / 'installed'}:{Path(netsweep.__file__).parents[1]}"
     # Other plugins take a second to load.
     alone = {} if (ns.directory / "installed").exists() else {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    coverage = {} if before else ns.coverage  # another user cannot write where that is collected
     others = [word for name in ("hypothesispytest", "pytest_cov") for word in ("-p", f"no:{name}")]
     arguments = ("-q", "-W", "error", "-p", "no:cacheprovider", "--rootdir", ".", *others, *arguments)
     command = " ".join(f"'{each}'" for each in (*before, sys.executable, "-m", "pytest", *arguments))
@@ -54,7 +53,7 @@ def run(ns: Namespace, *arguments: str, before: tuple[str, ...] = ()) -> subproc
         "-c",
         f"cd '{ns.directory}' && {command}",
         check=False,
-        environment={**coverage, **alone, "PYTHONPATH": path},
+        environment={**alone, "PYTHONPATH": path},
     )
 
 

@@ -128,7 +128,7 @@ class Host:
         for name, script in {"netsweep": f'"{sys.executable}" -m netsweep "$@"', "sudo": '"$@"'}.items():
             (programs / name).write_text(f"#!/bin/sh\nexec {script}\n")
             (programs / name).chmod(0o755)
-        self._environment = {**ns.coverage, "PATH": f"{programs}:{os.environ['PATH']}", "FORCE_COLOR": ""}
+        self._environment = {"PATH": f"{programs}:{os.environ['PATH']}", "FORCE_COLOR": ""}
 
     def says(self, *command: str) -> list[str]:
         """Run a program; return what it says, on stdout and stderr, and whatever it exits with."""
