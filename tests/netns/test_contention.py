@@ -106,7 +106,7 @@ def test_a_table_that_is_loaded_anew_beside_sweeps_keeps_its_live_rules(host: Ho
     tally = harmless(host.inside(lambda: reloads(host, flavour, 4)))
     assert tally.sweeps > 3
     assert tally.deleted > 0
-    assert tally.seen["reloads"] > 10
+    assert tally.seen["reloads"] > 3
 
 
 def test_a_rule_that_is_put_in_the_place_of_a_stale_one_beside_sweeps_stays(host: Host, flavour: str) -> None:

@@ -69,7 +69,7 @@ def test_what_is_shown_fits_and_breaks_no_word(mess: Namespace, arguments: list[
             # Only a path that is too long itself may be longer than a line.
             assert len(line) <= columns or len(line.split()) == 1
             times = r"\(?[\d.]+"
-            words = [word for word in line.split() if not re.fullmatch(rf"{times}|[a-z]+:|─+", word)]
+            words = [word for word in line.split() if not re.fullmatch(rf"{times}|m?s|[a-z]+:|─+", word)]
             assert set(words) <= set(wide)
         assert "Found " in text
         assert r"[red]x[/red] :smile: \x1b[31m \u6f22\u5b57 hm1" in " ".join(text.split()) or "--all" not in arguments

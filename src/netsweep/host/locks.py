@@ -46,7 +46,15 @@ def xtables_lock_path() -> str:
 
 def load() -> None:
     """Import what it takes to lock a file: 30 ms, for which nothing that was waited for should wait."""
-    import filelock  # noqa: F401
+    import logging
+
+    # filelock imports hashlib. Where memory is short, that logs a traceback for each hash that it cannot load.
+    disabled = logging.root.manager.disable
+    logging.disable()
+    try:
+        import filelock  # noqa: F401
+    finally:
+        logging.disable(disabled)
 
 
 @contextmanager
@@ -58,7 +66,7 @@ def held(times: LockTimes, timeout: float, *, mode: int, what: str, option: str)
     A long wait is told to the :data:`~netsweep.host.observer.current` observer. Raises :class:`BusyError` where the
     lock could not be taken in time, and else what :func:`netsweep.host.files.open_or_create_regular` raises.
     """
-    # Imported only by a run that takes a lock.
+    load()
     from filelock import unlock_descriptor
 
     with priority.hurried():
