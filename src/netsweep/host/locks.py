@@ -17,6 +17,7 @@ from __future__ import annotations
 import fcntl
 import math
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -46,15 +47,18 @@ def xtables_lock_path() -> str:
 
 def load() -> None:
     """Import what it takes to lock a file: 30 ms, for which nothing that was waited for should wait."""
+    if "filelock" in sys.modules:
+        return
     import logging
 
-    # filelock imports hashlib. Where memory is short, that logs a traceback for each hash that it cannot load.
-    disabled = logging.root.manager.disable
-    logging.disable()
+    # filelock imports hashlib. Where memory is short and nobody listens, that prints a traceback for each hash that it
+    # cannot load. A handler of our own is taken away again whatever other threads do to logging meanwhile.
+    silent = logging.NullHandler()
+    logging.getLogger().addHandler(silent)
     try:
         import filelock  # noqa: F401
     finally:
-        logging.disable(disabled)
+        logging.getLogger().removeHandler(silent)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -294,3 +295,11 @@ def test_a_search_for_the_holder_that_does_not_end_holds_nobody_up(lock: Path, m
         assert "is in use (held by another process)" in refuse(lock, 0)
     assert time.monotonic() - began < 10
     ended.set()
+
+
+def test_loading_leaves_the_callers_logging_as_it_was() -> None:
+    script = (
+        "import logging, sys; from netsweep.host import locks; locks.load(); assert 'filelock' in sys.modules; "
+        "assert (logging.root.handlers, logging.root.manager.disable) == ([], 0)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
