@@ -14,6 +14,7 @@ import importlib.util
 import itertools
 import os
 import sys
+import threading
 import types
 import warnings
 from collections.abc import Callable
@@ -112,6 +113,10 @@ class Library:
         return NetsweepError(f"{doing}: {said.decode('ascii', 'replace') if said else os.strerror(code)}")
 
 
+_IMPORTING = threading.Lock()
+"""What is done to warnings is done to those of all threads: of two at once, one would end it for the other."""
+
+
 @cache
 def libiptc(family: Family) -> Library:
     """The library for IPv4 or IPv6, loaded when it is first needed; raises :class:`NoBackendError`."""
@@ -134,7 +139,7 @@ def _import_calls(module: str, name: str) -> Any:
                 "(Debian: apt-get install iptables), or leave them out with --backend nft"
             )
     try:
-        with warnings.catch_warnings():
+        with _IMPORTING, warnings.catch_warnings():
             # It has escapes in strings that newer Pythons warn about on stderr.
             warnings.simplefilter("ignore")
             return getattr(importlib.import_module(f"{_private_package()}.{module}"), name)
